@@ -1,0 +1,86 @@
+/*
+ * The machine's guest-physical memory: the pmap, the page flags (code watch, dirty log), and checked access for devices.
+ *
+ * RAM is one memfd mapped MAP_SHARED: [0, low) and [4 GiB, 4 GiB + high), where low is at most 3 GiB (MEMORY_LOW_MAX); the
+ * legacy hole 0xA0000-0xBFFFF is not RAM. What is not RAM belongs to the bus (MMIO).
+ *
+ * Written pages. page_flags[n] != 0 means that somebody wants to know of writes to guest-physical page n: it holds decoded
+ * or translated code (PAGE_CODE), or the dirty log is on and the page still clean (PAGE_CLEAN). Every writer, engine or device,
+ * stores first and looks at the flags after; when they are not 0 it calls memory_page_written(). One who decodes code sets
+ * PAGE_CODE by memory_watch_code(), which makes the flag visible to all threads (membarrier) before it returns, and reads
+ * the bytes only then. So either the reader sees the new bytes, or the writer sees the flag: no write is ever missed,
+ * and the writer pays no fence.
+ *
+ * Whoever caches decoded code remembers memory_code_generation() of its page from before it read the bytes, and drops the code when the
+ * generation has moved.
+ */
+#pragma once
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MEMORY_PAGE_SHIFT 12
+#define MEMORY_PAGE_SIZE  4096u
+#define MEMORY_LOW_MAX    0xc0000000ull
+#define MEMORY_HIGH_BASE  0x100000000ull
+#define MEMORY_VGA_HOLE   0xa0000ull
+#define MEMORY_VGA_END    0xc0000ull
+
+#define PAGE_CODE  1u
+#define PAGE_CLEAN 2u
+
+struct memory {
+	uint64_t size; /* bytes of RAM in all */
+	uint64_t low_size, high_size;
+	int fd; /* the RAM memfd: low_size bytes, then high_size */
+	uint8_t *low;  /* host address of guest-physical 0 */
+	uint8_t *high; /* host address of guest-physical 4 GiB, or NULL */
+	uint64_t page_count; /* length of the two arrays: covers low and the high part, hole included */
+	_Atomic uint8_t *page_flags;
+	_Atomic uint32_t *code_generation;
+};
+
+/* `size` in bytes, a multiple of 4 KiB, at least 1 MiB. 0 or -errno. Memory is given by the host when first touched. */
+int memory_create(struct memory *memory, uint64_t size);
+void memory_destroy(struct memory *memory);
+
+/* Host address of `length` bytes of RAM at guest-physical `physical`, or NULL when any of them is not RAM. Wrap is checked. */
+void *memory_pointer(const struct memory *memory, uint64_t physical, uint64_t length);
+static inline bool memory_is_ram(const struct memory *memory, uint64_t physical)
+{
+	return (physical < memory->low_size && (physical < MEMORY_VGA_HOLE || physical >= MEMORY_VGA_END)) ||
+	       (physical >= MEMORY_HIGH_BASE && physical - MEMORY_HIGH_BASE < memory->high_size);
+}
+
+/* Copies for devices (DMA) and loaders. 0, or -EFAULT when any byte is not RAM: then nothing was copied. Any thread. */
+int memory_read(const struct memory *memory, uint64_t physical, void *buffer, uint64_t length);
+int memory_write(struct memory *memory, uint64_t physical, const void *buffer, uint64_t length);
+int memory_fill(struct memory *memory, uint64_t physical, uint8_t value, uint64_t length);
+
+/* Sets PAGE_CODE on a RAM page (see above) and returns the generation that code decoded from now on has. Any thread. */
+uint32_t memory_watch_code(struct memory *memory, uint64_t physical);
+static inline uint32_t memory_code_generation(const struct memory *memory, uint64_t physical)
+{
+	return atomic_load_explicit(&memory->code_generation[physical >> MEMORY_PAGE_SHIFT], memory_order_acquire);
+}
+/* The page was written while its flags were not 0: moves the generation, marks it dirty. Any thread. */
+void memory_page_written(struct memory *memory, uint64_t physical);
+
+/* After a write of `length` bytes through a pointer. */
+static inline void memory_written(struct memory *memory, uint64_t physical, uint64_t length)
+{
+	if (length == 0)
+		return;
+	for (uint64_t page = physical >> MEMORY_PAGE_SHIFT; page <= (physical + length - 1) >> MEMORY_PAGE_SHIFT; page++)
+		if (atomic_load_explicit(&memory->page_flags[page], memory_order_relaxed))
+			memory_page_written(memory, page << MEMORY_PAGE_SHIFT);
+}
+
+/*
+ * Dirty log. Start marks all pages clean; memory_dirty_collect() copies and clears the bitmap (one bit per page, page_count bits) under way.
+ */
+int memory_dirty_start(struct memory *memory);
+void memory_dirty_collect(struct memory *memory, uint64_t *bitmap);
+void memory_dirty_stop(struct memory *memory);

@@ -1,0 +1,90 @@
+/*
+ * Linear memory of a guest: software TLB and the checked accesses that every engine and x86/ routine uses.
+ *
+ * Accesses are made at the vCPU's current privilege (CPL) unless the _system form is used, which is an implicit
+ * supervisor access (descriptor tables, TSS: SDM 3A 4.6.1). A fault unwinds through x86_raise(); nothing was changed by the
+ * access that faulted, not even where it crosses a page: both pages are translated before the first byte is written.
+ *
+ * The TLB caches translations for three views, so that a change of privilege or of EFLAGS.AC flushes nothing:
+ * user; supervisor; supervisor that may touch user pages (CR4.SMAP = 0 or EFLAGS.AC = 1).
+ *
+ * An entry exists only for pages of RAM (MMIO and ROM writes always take the slow path). After every write through an entry the
+ * writer looks at memory_page_flags: see memory.h, "written pages".
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct vcpu;
+
+enum mmu_view { MMU_SUPERVISOR, MMU_SUPERVISOR_AC, MMU_USER, MMU_VIEWS };
+enum mmu_access { MMU_READ, MMU_WRITE, MMU_EXECUTE, MMU_ACCESSES };
+
+#define MMU_TLB_BITS    9
+#define MMU_TLB_ENTRIES (1u << MMU_TLB_BITS)
+#define MMU_NO_TAG      1ull /* never equals a page address */
+
+struct mmu_tlb_entry {
+	uint64_t tag;  /* linear page address, or MMU_NO_TAG */
+	uint64_t host; /* host address of the page minus the tag, so that host + linear is the byte's address */
+	uint64_t physical; /* guest-physical page address */
+	uint8_t *page_flags; /* &memory_page_flags[physical >> 12] */
+};
+
+struct mmu {
+	struct mmu_tlb_entry (*tlb)[MMU_ACCESSES][MMU_TLB_ENTRIES]; /* [view][access][index]; allocated by mmu_create */
+	enum mmu_view view; /* of explicit accesses now; see mmu_update_view */
+	bool has_global;    /* some entry came from a global page: not all go on a CR3 load */
+	uint64_t *global_map; /* private: which entries are global */
+	uint64_t last_flush_generation;
+};
+
+int mmu_create(struct vcpu *vcpu); /* 0 or -ENOMEM */
+void mmu_destroy(struct vcpu *vcpu);
+
+/* Recomputes the view from CPL, CR4.SMAP and EFLAGS.AC. Call after any of them changed. */
+void mmu_update_view(struct vcpu *vcpu);
+
+/* TLB invalidation. `mmu_flush` drops everything, `_nonglobal` what a CR3 load drops, `_page` one linear page. */
+void mmu_flush(struct vcpu *vcpu);
+void mmu_flush_nonglobal(struct vcpu *vcpu);
+void mmu_flush_page(struct vcpu *vcpu, uint64_t linear);
+
+/*
+ * Translates one byte's address for `access` in `view`, filling the TLB; raises #PF. Returns the guest-physical address.
+ * A/D bits are set as the processor would.
+ */
+uint64_t mmu_translate(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, enum mmu_view view);
+
+/* Like mmu_translate with reading, but for debuggers: no fault, no A/D update, privileges ignored. False: not mapped. */
+bool mmu_translate_debug(struct vcpu *vcpu, uint64_t linear, uint64_t *physical);
+/* Reads or writes guest memory for a debugger; false when a page is not mapped or not RAM (nothing was changed then). */
+bool mmu_debug_read(struct vcpu *vcpu, uint64_t linear, void *buffer, size_t length);
+bool mmu_debug_write(struct vcpu *vcpu, uint64_t linear, const void *buffer, size_t length);
+
+/* `size` is 1, 2, 4 or 8. Any alignment. Little-endian value, zero-extended. */
+uint64_t mmu_read(struct vcpu *vcpu, uint64_t linear, unsigned size);
+void mmu_write(struct vcpu *vcpu, uint64_t linear, unsigned size, uint64_t value);
+uint64_t mmu_read_system(struct vcpu *vcpu, uint64_t linear, unsigned size);
+void mmu_write_system(struct vcpu *vcpu, uint64_t linear, unsigned size, uint64_t value);
+
+/* Longer ones (up to 4096 bytes, at most two pages): vectors, FXSAVE images, descriptors. */
+void mmu_read_bytes(struct vcpu *vcpu, uint64_t linear, void *buffer, size_t length);
+void mmu_write_bytes(struct vcpu *vcpu, uint64_t linear, const void *buffer, size_t length);
+
+/*
+ * Checks that `length` bytes (at most two pages) could be written now, raising what a write would raise, setting A and D; writes nothing.
+ * For instructions that must not half-complete (PUSHA, ENTER, far CALL, task switch).
+ */
+void mmu_probe_write(struct vcpu *vcpu, uint64_t linear, size_t length);
+void mmu_probe_write_system(struct vcpu *vcpu, uint64_t linear, size_t length);
+
+/*
+ * The host address of `length` bytes at `linear` when they lie within one page of plain RAM, else NULL (page crossing, MMIO).
+ * Raises #PF as an access would. The pointer is good until the next TLB flush; after writing through it call mmu_written().
+ */
+void *mmu_host_pointer(struct vcpu *vcpu, uint64_t linear, size_t length, enum mmu_access access);
+/* Marks bytes written through mmu_host_pointer (code watch, dirty log). */
+void mmu_written(struct vcpu *vcpu, uint64_t linear, size_t length);
