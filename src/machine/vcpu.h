@@ -74,6 +74,16 @@ struct vcpu {
 
 	_Atomic uint32_t attention; /* ATTENTION_*; any thread */
 
+	/*
+	 * The interpreter's copy of OF (0 or 1) while guest code runs: the host's LAHF gives all arithmetic flags but this one, so
+	 * rflags' own OF is stale then. Everybody else sees a whole rflags (see engines/interpreter/flags.h).
+	 */
+	uint8_t overflow;
+	/* NATIVE_* classes that CR0, CR4 and XCR0 forbid now; recomputed by native_update_classes() after any of them changed. */
+	uint8_t classes_disabled;
+	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
+	bool x87_live;
+
 	unsigned index; /* 0 is the bootstrap processor; also the initial APIC ID */
 	struct machine *machine; /* NULL in tests without a machine */
 	struct memory *memory;
