@@ -1,0 +1,256 @@
+/*
+ * A removed source may still be in the batch of events that the loop is working through, so it is only marked then and
+ * freed after the batch. Regular files, which epoll refuses, are always ready (as poll() has it): the loop calls them
+ * itself.
+ */
+#include "host/event_loop.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+struct event_source {
+	struct event_loop *loop;
+	struct event_source *next, *previous; /* in the loop's list of living or removed ones */
+	int fd;
+	uint32_t events;
+	bool in_epoll;
+	bool always_ready; /* a regular file */
+	bool removed;
+	void (*ready)(void *owner, uint32_t events);
+	void *owner;
+};
+
+struct event_loop {
+	int epoll, wake;
+	_Atomic bool stop;
+	pthread_mutex_t lock; /* everything below, and the sources */
+	bool running;
+	unsigned always_ready; /* sources of that kind which want events */
+	struct event_source *sources, *removed;
+};
+
+struct event_loop *event_loop_create(void)
+{
+	struct event_loop *loop = calloc(1, sizeof(*loop));
+	int error;
+
+	if (!loop)
+		return NULL;
+	loop->wake = -1;
+	loop->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (loop->epoll < 0)
+		goto fail;
+	loop->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (loop->wake < 0)
+		goto fail;
+	struct epoll_event event = {.events = EPOLLIN};
+	if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->wake, &event) < 0)
+		goto fail;
+	pthread_mutex_init(&loop->lock, NULL);
+	return loop;
+fail:
+	error = errno;
+	if (loop->wake >= 0)
+		close(loop->wake);
+	if (loop->epoll >= 0)
+		close(loop->epoll);
+	free(loop);
+	errno = error;
+	return NULL;
+}
+
+static void list_free(struct event_source *source)
+{
+	while (source) {
+		struct event_source *next = source->next;
+		free(source);
+		source = next;
+	}
+}
+
+void event_loop_destroy(struct event_loop *loop)
+{
+	if (!loop)
+		return;
+	list_free(loop->sources);
+	list_free(loop->removed);
+	close(loop->wake);
+	close(loop->epoll);
+	pthread_mutex_destroy(&loop->lock);
+	free(loop);
+}
+
+static void wake(struct event_loop *loop)
+{
+	uint64_t one = 1;
+	int error = errno;
+
+	/* It fails only when the counter is full, and then the loop wakes anyway. */
+	while (write(loop->wake, &one, sizeof(one)) < 0 && errno == EINTR)
+		;
+	errno = error;
+}
+
+void event_loop_stop(struct event_loop *loop)
+{
+	atomic_store(&loop->stop, true);
+	wake(loop);
+}
+
+static void source_call(struct event_loop *loop, struct event_source *source, uint32_t events)
+{
+	pthread_mutex_lock(&loop->lock);
+	bool wanted = !source->removed && source->events != 0;
+	pthread_mutex_unlock(&loop->lock);
+	if (wanted)
+		source->ready(source->owner, events);
+}
+
+/* One round over the regular files. A source added or removed meanwhile is seen in the next round. */
+static void call_always_ready(struct event_loop *loop)
+{
+	struct event_source *ready[16];
+	unsigned count = 0;
+
+	pthread_mutex_lock(&loop->lock);
+	for (struct event_source *source = loop->sources; source && count < 16; source = source->next)
+		if (source->always_ready && source->events)
+			ready[count++] = source;
+	pthread_mutex_unlock(&loop->lock);
+	for (unsigned i = 0; i < count; i++)
+		source_call(loop, ready[i], ready[i]->events & (EPOLLIN | EPOLLOUT));
+}
+
+static void free_removed(struct event_loop *loop)
+{
+	pthread_mutex_lock(&loop->lock);
+	struct event_source *removed = loop->removed;
+	loop->removed = NULL;
+	pthread_mutex_unlock(&loop->lock);
+	list_free(removed);
+}
+
+void event_loop_run(struct event_loop *loop)
+{
+	struct epoll_event events[32];
+
+	pthread_mutex_lock(&loop->lock);
+	loop->running = true;
+	pthread_mutex_unlock(&loop->lock);
+	while (!atomic_load(&loop->stop)) {
+		pthread_mutex_lock(&loop->lock);
+		int timeout = loop->always_ready ? 0 : -1;
+		pthread_mutex_unlock(&loop->lock);
+		int count = epoll_wait(loop->epoll, events, 32, timeout);
+		for (int i = 0; i < count && !atomic_load(&loop->stop); i++) {
+			uint64_t value;
+			if (events[i].data.ptr)
+				source_call(loop, events[i].data.ptr, events[i].events);
+			else if (read(loop->wake, &value, sizeof(value)) < 0)
+				continue; /* somebody else's wake is already taken */
+		}
+		if (timeout == 0)
+			call_always_ready(loop);
+		free_removed(loop);
+	}
+	pthread_mutex_lock(&loop->lock);
+	loop->running = false;
+	pthread_mutex_unlock(&loop->lock);
+	free_removed(loop);
+	atomic_store(&loop->stop, false);
+}
+
+/*
+ * Tells epoll what the source wants. A source that wants nothing is taken out, or else a hang-up would be reported
+ * without end. The lock is held. 0 or -errno.
+ */
+static int source_update(struct event_source *source, uint32_t events)
+{
+	struct event_loop *loop = source->loop;
+	struct epoll_event event = {.events = events, .data.ptr = source};
+	int operation = source->in_epoll ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+
+	if (source->always_ready) {
+		loop->always_ready += (events != 0) - (source->events != 0);
+		source->events = events;
+		wake(loop);
+		return 0;
+	}
+	if (events == 0) {
+		if (source->in_epoll)
+			epoll_ctl(loop->epoll, EPOLL_CTL_DEL, source->fd, &event);
+		source->in_epoll = false;
+	} else if (events != source->events || !source->in_epoll) {
+		if (epoll_ctl(loop->epoll, operation, source->fd, &event) < 0) {
+			if (errno != EPERM)
+				return -errno;
+			source->always_ready = true;
+			return source_update(source, events);
+		}
+		source->in_epoll = true;
+	}
+	source->events = events;
+	return 0;
+}
+
+struct event_source *event_source_add(struct event_loop *loop, int fd, uint32_t events,
+                                      void (*ready)(void *owner, uint32_t events), void *owner)
+{
+	struct event_source *source = calloc(1, sizeof(*source));
+
+	if (!source)
+		return NULL;
+	*source = (struct event_source){.loop = loop, .fd = fd, .ready = ready, .owner = owner};
+	pthread_mutex_lock(&loop->lock);
+	int error = source_update(source, events);
+	if (error == 0) {
+		source->next = loop->sources;
+		if (source->next)
+			source->next->previous = source;
+		loop->sources = source;
+	}
+	pthread_mutex_unlock(&loop->lock);
+	if (error) {
+		free(source);
+		errno = -error;
+		return NULL;
+	}
+	return source;
+}
+
+int event_source_change(struct event_source *source, uint32_t events)
+{
+	pthread_mutex_lock(&source->loop->lock);
+	int error = source_update(source, events);
+	pthread_mutex_unlock(&source->loop->lock);
+	return error;
+}
+
+void event_source_remove(struct event_source *source)
+{
+	if (!source)
+		return;
+	struct event_loop *loop = source->loop;
+	pthread_mutex_lock(&loop->lock);
+	source_update(source, 0);
+	source->removed = true;
+	if (source->previous)
+		source->previous->next = source->next;
+	else
+		loop->sources = source->next;
+	if (source->next)
+		source->next->previous = source->previous;
+	bool running = loop->running;
+	if (running) {
+		source->next = loop->removed;
+		loop->removed = source;
+	}
+	pthread_mutex_unlock(&loop->lock);
+	if (!running)
+		free(source);
+}
