@@ -90,7 +90,11 @@ void machine_request_reset(struct machine *machine);
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 
-/* For the debugger: called on the vCPU's thread when it stops with EXIT_DEBUG or EXIT_EXCEPTION; all other vCPUs are being stopped. */
+/*
+ * For the debugger: called on the vCPU's thread when it stops with EXIT_DEBUG or EXIT_EXCEPTION. The stop holds one pause, which the debugger
+ * gives back by one machine_resume(); the other vCPUs are being stopped, and machine_pause() (plus its own machine_resume()) waits until
+ * all stand. Not called for machine_step()'s own stop.
+ */
 void machine_set_debugger(struct machine *machine, void (*stopped)(void *owner, struct vcpu *vcpu), void *owner);
 /* A paused machine: one vCPU executes one instruction, the others stand still. */
 void machine_step(struct machine *machine, struct vcpu *vcpu);
