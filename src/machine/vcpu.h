@@ -83,6 +83,7 @@ struct vcpu {
 	uint8_t classes_disabled;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
+	uint32_t host_mxcsr; /* what ring3's own code runs with; native.c's own */
 
 	unsigned index; /* 0 is the bootstrap processor; also the initial APIC ID */
 	struct machine *machine; /* NULL in tests without a machine */

@@ -188,6 +188,7 @@ struct cpu_state {
 	uint64_t xcr0;
 	uint64_t dr[8]; /* dr[4] and dr[5] unused */
 	struct x87_state x87;
+	uint16_t x87_fcs, x87_fds; /* selectors of FIP and FDP (32- and 16-bit images) */
 	struct vector_state vector;
 	struct msr_state msr;
 	uint64_t tsc_offset; /* guest TSC = machine clock's TSC + tsc_offset, modulo 2^64 */

@@ -30,6 +30,7 @@
 #define NATIVE_AVX     0x08u
 #define NATIVE_AVX512  0x10u
 #define NATIVE_WAIT    0x20u /* FWAIT: CR0.MP && CR0.TS */
+#define NATIVE_VEX     0x40u /* VEX-coded on general registers (BMI): not in real and virtual-8086 mode */
 
 struct native_operation;
 
@@ -38,6 +39,15 @@ struct native_form {
 	uint16_t memory_size;                         /* bytes of the memory operand, 0 when there is none */
 	uint8_t class_needed;                         /* NATIVE_*, one or more bits */
 	bool reads_memory, writes_memory;
+	/*
+	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size bytes, signed, beyond the effective
+	 * address. The caller adds native_bit_displacement() before segmentation; `run` uses only the offset's low bits.
+	 */
+	bool bit_string;
+	uint8_t bit_register; /* enum gpr */
+	/* Not a control instruction of the x87: the caller calls native_x87_track() before `run`. */
+	bool x87_tracks_pointers;
+	uint16_t x87_opcode; /* as FOP */
 	/*
 	 * Not a plain operand: element-wise access (gather, scatter, masked moves with fault suppression, MASKMOVDQU ...) or state
 	 * images (FXSAVE, XSAVE ...). `special` does the whole instruction, memory access included, through mmu.h. `run` is NULL then.
@@ -73,13 +83,54 @@ unsigned native_usage(const struct native *native);
 const struct native_form *native_form_get(struct native *native, const ZydisDecodedInstruction *instruction,
 					  const ZydisDecodedOperand *operands, const uint8_t *bytes);
 
-/* Recomputes vcpu->classes_disabled from CR0, CR4, XCR0. */
+/*
+ * `memory` of run(): the bytes are read and written there, with the guest's own alignment: a bounce buffer must have the linear address's low six bits
+ * (the host raises #GP for misaligned operands by itself), and nothing but memory_size bytes is touched. A write-only form may
+ * leave the buffer untouched when it faults; x86_raise() then unwinds and the bounce buffer must not be copied back.
+ *
+ * While the guest checks alignment (CR0.AM, EFLAGS.AC, CPL 3), forms with a memory operand are run through native_run_aligned(), which does it
+ * with the host's own EFLAGS.AC set, so that #AC comes from the silicon (SDM 3A 6.15). `special` forms check by themselves.
+ */
+void native_run_aligned(struct vcpu *vcpu, const struct native_form *form, void *memory);
+
+/* What to add to the effective address of a bit_string form; truncate the sum to the address size. */
+static inline int64_t native_bit_displacement(const struct vcpu *vcpu, const struct native_form *form)
+{
+	uint64_t bits = form->memory_size * 8u, offset = vcpu->state.gpr[form->bit_register];
+	int64_t index = bits == 16 ? (int16_t)offset : bits == 32 ? (int32_t)offset : (int64_t)offset;
+	return (index & -(int64_t)bits) / 8;
+}
+
+/* Records FIP, FDP and FOP, which the host's unit cannot know. `offset`: the memory operand's effective address. state.rip is the instruction's. */
+static inline void native_x87_track(struct vcpu *vcpu, const struct native_form *form, enum segment_register segment,
+				    uint64_t offset)
+{
+	struct cpu_state *s = &vcpu->state;
+	s->x87.fop = form->x87_opcode;
+	s->x87.fip = s->rip;
+	s->x87_fcs = s->segment[SEG_CS].selector;
+	if (form->memory_size) {
+		s->x87.fdp = offset;
+		s->x87_fds = s->segment[segment].selector;
+	}
+}
+
+/*
+ * Recomputes vcpu->classes_disabled from CR0, CR4, XCR0, EFLAGS.VM. Call it at the start of engine->run() and after each change of one of them.
+ */
 void native_update_classes(struct vcpu *vcpu);
 /* Raises #UD or #NM for a form whose class is disabled now. */
 _Noreturn void native_raise_disabled(struct vcpu *vcpu, const struct native_form *form);
 
 /* Saves live x87 registers into state.x87 and leaves the host's x87 unit empty. Before engine->run() returns and before state.x87 is read. */
 void native_x87_save(struct vcpu *vcpu);
+
+/*
+ * Around engine->run(), on the vCPU's thread: faults in forms are this vCPU's from now on. The first call on a thread gives it an alternate
+ * signal stack if it has none (0 or -errno); native_thread_leave() saves live x87 registers too.
+ */
+int native_thread_enter(struct native *native);
+void native_thread_leave(struct native *native);
 
 /* Installs the signal handlers (SIGSEGV, SIGBUS, SIGFPE, SIGILL) once per process; signals from elsewhere go on to the previous handler. */
 int native_install_handlers(void);
