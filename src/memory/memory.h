@@ -16,6 +16,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -30,6 +31,8 @@
 
 #define PAGE_CODE  1u
 #define PAGE_CLEAN 2u
+/* memory.c's own: PAGE_CODE is visible to all threads, so that further watchers of the page need no barrier. */
+#define PAGE_CODE_SETTLED 4u
 
 struct memory {
 	uint64_t size; /* bytes of RAM in all */
@@ -40,6 +43,14 @@ struct memory {
 	uint64_t page_count; /* length of the two arrays: covers low and the high part, hole included */
 	_Atomic uint8_t *page_flags;
 	_Atomic uint32_t *code_generation;
+	_Atomic uint64_t *dirty; /* bit map while the dirty log is on, else NULL; memory.c's own */
+	/*
+	 * Held around a locked instruction whose operand crosses a page or is not RAM, which the host cannot do in one piece. Two such
+	 * instructions exclude each other; a leaf in the lock order.
+	 */
+	pthread_mutex_t split_lock;
+	pthread_mutex_t watch_lock; /* memory.c's own: one sets PAGE_CODE at a time */
+	void *barrier_page; /* memory.c's own: for hosts that refuse membarrier() */
 };
 
 /* `size` in bytes, a multiple of 4 KiB, at least 1 MiB. 0 or -errno. Memory is given by the host when first touched. */

@@ -39,6 +39,17 @@ struct mmu {
 	bool has_global;    /* some entry came from a global page: not all go on a CR3 load */
 	uint64_t *global_map; /* private: which entries are global */
 	uint64_t last_flush_generation;
+	/* Moves with every invalidation: whoever caches more than the TLB does (chained code, say) compares it. */
+	uint64_t epoch;
+	uint64_t *valid_map, *large_map; /* private, as global_map: which entries are in use, which are pieces of large pages */
+	bool has_large;
+	/*
+	 * Set by an access after which the engine must look up before the next instruction: a data breakpoint or watchpoint was hit
+	 * (pending_debug or debug.hit_address say so), or decoded code was written. The engine clears it.
+	 */
+	bool stop;
+	bool watchpoint_hit; /* of vcpu->debug: EXIT_DEBUG after this instruction. The engine clears it. */
+	bool watching;       /* some data breakpoint or watchpoint is set; see mmu_update_watches */
 };
 
 int mmu_create(struct vcpu *vcpu); /* 0 or -ENOMEM */
@@ -46,6 +57,12 @@ void mmu_destroy(struct vcpu *vcpu);
 
 /* Recomputes the view from CPL, CR4.SMAP and EFLAGS.AC. Call after any of them changed. */
 void mmu_update_view(struct vcpu *vcpu);
+
+/*
+ * Recomputes which pages are kept out of the TLB because a data breakpoint (DR0-3 with DR7) or watchpoint of vcpu->debug lies on them. Call after
+ * any of them changed.
+ */
+void mmu_update_watches(struct vcpu *vcpu);
 
 /* TLB invalidation. `mmu_flush` drops everything, `_nonglobal` what a CR3 load drops, `_page` one linear page. */
 void mmu_flush(struct vcpu *vcpu);
@@ -88,3 +105,14 @@ void mmu_probe_write_system(struct vcpu *vcpu, uint64_t linear, size_t length);
 void *mmu_host_pointer(struct vcpu *vcpu, uint64_t linear, size_t length, enum mmu_access access);
 /* Marks bytes written through mmu_host_pointer (code watch, dirty log). */
 void mmu_written(struct vcpu *vcpu, uint64_t linear, size_t length);
+
+/* The slot of a linear address in one TLB array. */
+static inline unsigned mmu_tlb_index(uint64_t linear)
+{
+	return (linear >> 12) & (MMU_TLB_ENTRIES - 1);
+}
+/*
+ * For engines: the entry for one linear page, filled if need be; raises #PF. NULL: the page is not RAM or is watched; `physical` (may
+ * be NULL) receives the byte's guest-physical address in any case.
+ */
+struct mmu_tlb_entry *mmu_entry(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, uint64_t *physical);
