@@ -85,6 +85,11 @@ struct vcpu {
 	bool x87_live;
 	uint32_t host_mxcsr; /* what ring3's own code runs with; native.c's own */
 
+	/* The engines' own, here because guest code's handlers address it directly (engines/interpreter/insn.h). */
+	uint64_t zero[2];       /* always 0: stands in for a register or segment base that an operand does not have */
+	uint64_t code_context;  /* what chained code was decoded for: mode, privilege, TLB epoch */
+	const void *executing;  /* the decoded instruction under way while state.rip is only its block's; else NULL */
+
 	unsigned index; /* 0 is the bootstrap processor; also the initial APIC ID */
 	struct machine *machine; /* NULL in tests without a machine */
 	struct memory *memory;

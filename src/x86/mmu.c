@@ -37,6 +37,11 @@ static struct mmu_tlb_entry *slot_entry(struct mmu *mmu, unsigned slot)
 	return &mmu->tlb[0][0][0] + slot;
 }
 
+static void clear_tag(struct mmu *mmu, unsigned slot)
+{
+	slot_entry(mmu, slot)->tag = MMU_NO_TAG(slot % MMU_TLB_ENTRIES);
+}
+
 int mmu_create(struct vcpu *vcpu)
 {
 	struct mmu *mmu = &vcpu->mmu;
@@ -51,7 +56,7 @@ int mmu_create(struct vcpu *vcpu)
 	}
 	memset(mmu->tlb, 0, SLOTS * sizeof(struct mmu_tlb_entry));
 	for (unsigned i = 0; i < SLOTS; i++)
-		slot_entry(mmu, i)->tag = MMU_NO_TAG;
+		slot_entry(mmu, i)->tag = MMU_NO_TAG(i);
 	mmu->epoch = 1;
 	mmu_update_view(vcpu);
 	mmu_update_watches(vcpu);
@@ -94,7 +99,7 @@ static void flush_except(struct vcpu *vcpu, const uint64_t *keep)
 	for (unsigned word = 0; word < SLOT_WORDS; word++) {
 		uint64_t kept = keep ? keep[word] : 0;
 		for (uint64_t drop = mmu->valid_map[word] & ~kept; drop; drop &= drop - 1)
-			slot_entry(mmu, word * 64 + (unsigned)__builtin_ctzll(drop))->tag = MMU_NO_TAG;
+			clear_tag(mmu, word * 64 + (unsigned)__builtin_ctzll(drop));
 		mmu->valid_map[word] &= kept;
 	}
 }
@@ -121,7 +126,7 @@ void mmu_flush_page(struct vcpu *vcpu, uint64_t linear)
 	for (unsigned array = 0; array < MMU_VIEWS * MMU_ACCESSES; array++) {
 		unsigned slot = array * MMU_TLB_ENTRIES + mmu_tlb_index(linear);
 		if (slot_entry(mmu, slot)->tag == (linear & ~PAGE_MASK)) {
-			slot_entry(mmu, slot)->tag = MMU_NO_TAG;
+			clear_tag(mmu, slot);
 			mmu->valid_map[slot / 64] &= ~(1ull << (slot % 64));
 		}
 	}
@@ -135,7 +140,7 @@ void mmu_flush_page(struct vcpu *vcpu, uint64_t linear)
 			struct mmu_tlb_entry *e = slot_entry(mmu, word * 64 + bit);
 			if ((e->tag ^ linear) >> 30)
 				continue;
-			e->tag = MMU_NO_TAG;
+			clear_tag(mmu, word * 64 + bit);
 			mmu->valid_map[word] &= ~(1ull << bit);
 		}
 }

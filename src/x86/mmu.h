@@ -24,10 +24,11 @@ enum mmu_access { MMU_READ, MMU_WRITE, MMU_EXECUTE, MMU_ACCESSES };
 
 #define MMU_TLB_BITS    9
 #define MMU_TLB_ENTRIES (1u << MMU_TLB_BITS)
-#define MMU_NO_TAG      1ull /* never equals a page address */
+/* The tag of an empty slot: a page that belongs into its neighbour, so that no linear address of this slot matches, not even in the XOR form. */
+#define MMU_NO_TAG(index) ((((uint64_t)(index) ^ 1) & (MMU_TLB_ENTRIES - 1)) << 12)
 
 struct mmu_tlb_entry {
-	uint64_t tag;  /* linear page address, or MMU_NO_TAG */
+	uint64_t tag;  /* linear page address, or MMU_NO_TAG(index) */
 	uint64_t host; /* host address of the page minus the tag, so that host + linear is the byte's address */
 	uint64_t physical; /* guest-physical page address */
 	uint8_t *page_flags; /* &memory_page_flags[physical >> 12] */
