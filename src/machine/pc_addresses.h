@@ -2,9 +2,10 @@
  * The PC's map: every fixed port, memory address and interrupt of the machine in one place. Chips take their base from machine/pc.c,
  * which takes it from here; the loader's tables (E820, ACPI) and src/boot/dsdt.asl, which is preprocessed with this header, say the same to the guest.
  *
- * Only object-like macros with plain numbers: the ASL compiler's preprocessor reads this file too.
+ * Only object-like macros with plain numbers, and no #pragma once: the ASL compiler's preprocessor reads this file too.
  */
-#pragma once
+#ifndef MACHINE_PC_ADDRESSES_H
+#define MACHINE_PC_ADDRESSES_H
 
 /* Ports. */
 #define PC_PORT_DMA1         0x0000 /* 8237A, channels 0-3 */
@@ -46,6 +47,7 @@
 #define PC_ACPI_GPE0_LENGTH        4
 #define PC_ACPI_S5_TYPE            0 /* SLP_TYP that means soft off */
 #define PC_RESET_VALUE             0x06 /* written to PC_PORT_RESET: full reset */
+#define PC_RTC_CENTURY             0x32 /* CMOS register */
 
 /* Interrupts: ISA numbers, which are also the I/O APIC's pins, but for the timer. */
 #define PC_IRQ_PIT     0
@@ -89,5 +91,7 @@
 #define PC_PCI_WINDOW64        0x4000000000 /* 256 GiB: above any RAM, below 39 physical bits' end */
 #define PC_PCI_WINDOW64_LENGTH 0x4000000000
 
-#define PC_IOAPIC_ID   0xfe /* no vCPU has it */
+#define PC_IOAPIC_ID   0 /* its register after reset; I/O APICs have an ID space of their own */
 #define PC_IOAPIC_PINS 24
+
+#endif
