@@ -23,6 +23,8 @@ struct lapic_group *lapic_group_create(unsigned count, struct clock *clock); /* 
 void lapic_group_destroy(struct lapic_group *group);
 /* Called (no lock held) for the EOI of a level-triggered vector: the I/O APICs' business. It takes the device lock itself. */
 void lapic_group_set_eoi_handler(struct lapic_group *group, void (*eoi)(void *owner, unsigned vector), void *owner);
+/* Show software the EOI-broadcast suppression bit (SDM 3A 10.8.5)? Only where the I/O APICs have an EOI register. Off at first; before the machine runs. */
+void lapic_group_offer_eoi_suppression(struct lapic_group *group, bool offer);
 struct lapic *lapic_group_attach(struct lapic_group *group, unsigned index, struct vcpu *vcpu);
 
 /*
@@ -35,6 +37,12 @@ unsigned lapic_message(struct lapic_group *group, uint32_t destination, bool log
 void lapic_msi(struct lapic_group *group, uint64_t address, uint32_t data);
 
 void lapic_reset(struct lapic *lapic, bool init); /* init: keep the APIC ID and base (SDM 3A 10.4.7.3) */
+
+/*
+ * What firmware leaves behind (MP specification 3.6.2.2, virtual wire): enabled, LINT0 = ExtINT on the bootstrap processor, LINT1 = NMI.
+ * For boots without firmware; after lapic_reset().
+ */
+void lapic_set_virtual_wire(struct lapic *lapic);
 
 /* xAPIC page; offset 0-0xfff. */
 uint32_t lapic_mmio_read(struct lapic *lapic, uint32_t offset);
