@@ -83,7 +83,7 @@ struct vcpu {
 	uint8_t classes_disabled;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
-	uint32_t host_mxcsr; /* what ring3's own code runs with; native.c's own */
+	uint32_t host_mxcsr, host_mxcsr_mask; /* what ring3's own code runs with; the bits that exist (native.c) */
 
 	/* The engines' own, here because guest code's handlers address it directly (engines/interpreter/insn.h). */
 	uint64_t zero[2];       /* always 0: stands in for a register or segment base that an operand does not have */
@@ -114,6 +114,10 @@ struct vcpu {
 
 	struct vcpu_debug debug;
 	struct vcpu_counters counters;
+
+	/* Unknown MSRs already named in the trace (msr.c). */
+	uint32_t unknown_msr[32];
+	unsigned unknown_msr_count;
 
 	/* machine/vcpu_loop.c's own. */
 	void *thread;

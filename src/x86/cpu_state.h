@@ -111,6 +111,7 @@ struct descriptor_table {
 #define EFER_NXE   (1ull << 11)
 #define EFER_SVME  (1ull << 12)
 #define EFER_FFXSR (1ull << 14)
+#define EFER_AUTOIBRS (1ull << 21)
 
 /* XCR0 and XSTATE_BV components (SDM 1 13.1). */
 #define XSTATE_X87       (1ull << 0)
@@ -203,6 +204,9 @@ struct cpu_state {
 
 	/* The address range that MONITOR armed; 0 when none. */
 	uint64_t monitor_address;
+
+	/* PAE paging: the four page-directory-pointer entries, as the last load of CR3, CR0 or CR4 read them (SDM 3A 4.4.1). */
+	uint64_t pdpte[4];
 };
 
 /* Current privilege level: SS.DPL (SDM 3A 5.5), 3 in virtual-8086 mode, 0 in real mode. */

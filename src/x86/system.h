@@ -71,3 +71,5 @@ struct cpu_model {
 
 /* `specification` is "host" with optional ",mitigations=on|off". 0 or -EINVAL with `why` (256 bytes). */
 int cpu_model_create(struct cpu_model *model, const char *specification, unsigned cpu_count, uint64_t tsc_khz, char *why);
+/* IA32_ARCH_CAPABILITIES of this model. */
+uint64_t cpu_model_arch_capabilities(const struct cpu_model *model);
