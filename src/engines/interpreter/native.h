@@ -37,7 +37,7 @@ struct native_operation;
 struct native_form {
 	void (*run)(struct vcpu *vcpu, void *memory); /* `memory` is ignored when memory_size is 0 */
 	uint16_t memory_size;                         /* bytes of the memory operand, 0 when there is none */
-	uint8_t class_needed;                         /* NATIVE_*, one or more bits */
+	uint8_t class_needed;                         /* NATIVE_*, one or more bits; the caller checks it, for special forms too */
 	bool reads_memory, writes_memory;
 	/*
 	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size bytes, signed, beyond the effective
@@ -45,7 +45,7 @@ struct native_form {
 	 */
 	bool bit_string;
 	uint8_t bit_register; /* enum gpr */
-	/* Not a control instruction of the x87: the caller calls native_x87_track() before `run`. */
+	/* Not a control instruction of the x87: the caller calls native_x87_track() after `run` has returned. */
 	bool x87_tracks_pointers;
 	uint16_t x87_opcode; /* as FOP */
 	/*

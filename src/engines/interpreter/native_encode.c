@@ -1,0 +1,813 @@
+/*
+ * From a decoded guest instruction to a plan: which guest registers go where, and the instruction's bytes for 64-bit
+ * host code.
+ *
+ * In a stub RDI is the vCPU and RSI the memory operand, always. Guest registers that an instruction names implicitly
+ * (MUL, shifts by CL, CMPXCHG ...) are in the host registers of the same number. Those that it names in an operand
+ * field can be anywhere, so they are renamed away from RDI, RSI, RSP and from what a host function has to preserve.
+ * Vector, mask and x87 registers keep their numbers.
+ *
+ * The result is decoded again and compared with the guest's instruction: whatever a guest feeds us, the host executes
+ * that instruction, with that one operand, or none.
+ */
+#include "engines/interpreter/native_private.h"
+
+#include <string.h>
+
+#define ARITHMETIC_FLAGS ((uint32_t)FLAG_ARITHMETIC)
+
+static uint8_t register_class_size(ZydisRegisterClass class)
+{
+	switch (class) {
+	case ZYDIS_REGCLASS_GPR8:
+		return 1;
+	case ZYDIS_REGCLASS_GPR16:
+		return 2;
+	case ZYDIS_REGCLASS_GPR32:
+		return 4;
+	case ZYDIS_REGCLASS_GPR64:
+		return 8;
+	case ZYDIS_REGCLASS_XMM:
+		return 16;
+	case ZYDIS_REGCLASS_YMM:
+		return 32;
+	case ZYDIS_REGCLASS_ZMM:
+		return 64;
+	default:
+		return 0;
+	}
+}
+
+static bool is_gpr(const ZydisDecodedOperand *operand)
+{
+	if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return false;
+	ZydisRegisterClass class = ZydisRegisterGetClass(operand->reg.value);
+	return class >= ZYDIS_REGCLASS_GPR8 && class <= ZYDIS_REGCLASS_GPR64;
+}
+
+static bool is_high_byte(ZydisRegister reg)
+{
+	return reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH;
+}
+
+/* Zydis numbers AL, CL, DL, BL, AH, CH, DH, BH, SPL ... R15B. */
+static uint8_t gpr_number(ZydisRegister reg)
+{
+	if (reg < ZYDIS_REGISTER_AH && reg >= ZYDIS_REGISTER_AL)
+		return (uint8_t)(reg - ZYDIS_REGISTER_AL);
+	if (is_high_byte(reg))
+		return (uint8_t)(reg - ZYDIS_REGISTER_AH);
+	if (reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B)
+		return (uint8_t)(reg - ZYDIS_REGISTER_SPL + RSP);
+	return (uint8_t)ZydisRegisterGetId(reg);
+}
+
+static bool is_explicit(const ZydisDecodedOperand *operand)
+{
+	return operand->encoding != ZYDIS_OPERAND_ENCODING_NONE;
+}
+
+/* The instruction sets and categories that hold nothing but innocuous instructions; what is left out is the
+ * interpreter's. */
+static bool is_eligible(const ZydisDecodedInstruction *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_CMC:
+	case ZYDIS_MNEMONIC_CLC:
+	case ZYDIS_MNEMONIC_STC:
+	case ZYDIS_MNEMONIC_LAHF:
+	case ZYDIS_MNEMONIC_SAHF:
+		return true;
+	case ZYDIS_MNEMONIC_SALC:
+	case ZYDIS_MNEMONIC_LEA:
+	case ZYDIS_MNEMONIC_XLAT:
+		return false;
+	default:
+		break;
+	}
+	if (i->meta.category == ZYDIS_CATEGORY_PREFETCH || i->meta.category == ZYDIS_CATEGORY_NOP)
+		return false;
+	switch (i->meta.isa_ext) {
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_LONGMODE:
+		switch (i->meta.category) {
+		case ZYDIS_CATEGORY_BINARY:
+		case ZYDIS_CATEGORY_LOGICAL:
+		case ZYDIS_CATEGORY_BITBYTE:
+		case ZYDIS_CATEGORY_SHIFT:
+		case ZYDIS_CATEGORY_ROTATE:
+		case ZYDIS_CATEGORY_CMOV:
+		case ZYDIS_CATEGORY_SETCC:
+		case ZYDIS_CATEGORY_CONVERT:
+		case ZYDIS_CATEGORY_DATAXFER:
+		case ZYDIS_CATEGORY_SEMAPHORE:
+			return true;
+		default:
+			return false;
+		}
+	case ZYDIS_ISA_EXT_ADOX_ADCX:
+	case ZYDIS_ISA_EXT_AES:
+	case ZYDIS_ISA_EXT_AVX:
+	case ZYDIS_ISA_EXT_AVX2:
+	case ZYDIS_ISA_EXT_AVX2GATHER:
+	case ZYDIS_ISA_EXT_AVX512EVEX:
+	case ZYDIS_ISA_EXT_AVX512VEX:
+	case ZYDIS_ISA_EXT_AVXAES:
+	case ZYDIS_ISA_EXT_AVX_VNNI:
+	case ZYDIS_ISA_EXT_BMI1:
+	case ZYDIS_ISA_EXT_BMI2:
+	case ZYDIS_ISA_EXT_F16C:
+	case ZYDIS_ISA_EXT_FMA:
+	case ZYDIS_ISA_EXT_GFNI:
+	case ZYDIS_ISA_EXT_LZCNT:
+	case ZYDIS_ISA_EXT_MMX:
+	case ZYDIS_ISA_EXT_MOVBE:
+	case ZYDIS_ISA_EXT_PCLMULQDQ:
+	case ZYDIS_ISA_EXT_RDRAND:
+	case ZYDIS_ISA_EXT_RDSEED:
+	case ZYDIS_ISA_EXT_SHA:
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_SSE4A:
+	case ZYDIS_ISA_EXT_SSSE3:
+	case ZYDIS_ISA_EXT_VAES:
+	case ZYDIS_ISA_EXT_VPCLMULQDQ:
+	case ZYDIS_ISA_EXT_X87:
+	case ZYDIS_ISA_EXT_XSAVE:
+	case ZYDIS_ISA_EXT_XSAVEC:
+	case ZYDIS_ISA_EXT_XSAVEOPT:
+	case ZYDIS_ISA_EXT_XSAVES:
+		return true;
+	default:
+		return false;
+	}
+}
+
+/* Classes by the registers named (SDM 3A table 13-1, 3B 22.25.3, SDM 2A 2.4). */
+static bool plan_class(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, struct native_plan *plan)
+{
+	bool vector = false, mask = false, mmx = false;
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		if (operands[n].type != ZYDIS_OPERAND_TYPE_REGISTER)
+			continue;
+		ZydisRegisterClass class = ZydisRegisterGetClass(operands[n].reg.value);
+		vector |= class >= ZYDIS_REGCLASS_XMM && class <= ZYDIS_REGCLASS_ZMM;
+		mask |= class == ZYDIS_REGCLASS_MASK;
+		mmx |= class == ZYDIS_REGCLASS_MMX;
+		plan->x87 |= class == ZYDIS_REGCLASS_X87;
+	}
+	uint8_t *needed = &plan->form.class_needed;
+	switch (i->encoding) {
+	case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+		mmx |= i->mnemonic == ZYDIS_MNEMONIC_EMMS;
+		plan->x87 |= i->meta.isa_ext == ZYDIS_ISA_EXT_X87;
+		if (i->mnemonic == ZYDIS_MNEMONIC_FWAIT)
+			*needed = NATIVE_WAIT;
+		else if (plan->x87 || i->mnemonic == ZYDIS_MNEMONIC_FXSAVE || i->mnemonic == ZYDIS_MNEMONIC_FXSAVE64 ||
+		         i->mnemonic == ZYDIS_MNEMONIC_FXRSTOR || i->mnemonic == ZYDIS_MNEMONIC_FXRSTOR64)
+			*needed = NATIVE_X87;
+		if (vector || i->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || i->mnemonic == ZYDIS_MNEMONIC_STMXCSR)
+			*needed |= NATIVE_SSE;
+		if (mmx)
+			*needed |= NATIVE_MMX;
+		plan->x87 |= mmx;
+		return true;
+	case ZYDIS_INSTRUCTION_ENCODING_VEX:
+		if (i->machine_mode == ZYDIS_MACHINE_MODE_REAL_16)
+			return false;
+		if (mask || i->meta.isa_ext == ZYDIS_ISA_EXT_AVX512VEX)
+			*needed = NATIVE_AVX512;
+		else
+			*needed = vector || i->meta.isa_ext == ZYDIS_ISA_EXT_AVX ? NATIVE_AVX : NATIVE_VEX;
+		return true;
+	case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+		*needed = NATIVE_AVX512;
+		return i->machine_mode != ZYDIS_MACHINE_MODE_REAL_16;
+	default:
+		return false;
+	}
+}
+
+/* Finds the one memory operand, if any, and refuses all operands that are not plain data. */
+static bool plan_operands(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                          struct native_plan *plan)
+{
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		const ZydisDecodedOperand *o = &operands[n];
+		if (o->type == ZYDIS_OPERAND_TYPE_POINTER || (o->attributes & ZYDIS_OATTRIB_IS_MULTISOURCE4))
+			return false;
+		if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && o->imm.is_relative)
+			return false;
+		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY) {
+			if (plan->form.memory_size || o->mem.type != ZYDIS_MEMOP_TYPE_MEM || !is_explicit(o) ||
+			    !o->size || o->size % 8)
+				return false;
+			plan->form.memory_size = o->size / 8;
+			plan->form.reads_memory = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+			plan->form.writes_memory = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+		}
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+			continue;
+		switch (ZydisRegisterGetClass(o->reg.value)) {
+		case ZYDIS_REGCLASS_GPR8:
+		case ZYDIS_REGCLASS_GPR16:
+		case ZYDIS_REGCLASS_GPR32:
+		case ZYDIS_REGCLASS_GPR64:
+		case ZYDIS_REGCLASS_X87:
+		case ZYDIS_REGCLASS_MMX:
+		case ZYDIS_REGCLASS_XMM:
+		case ZYDIS_REGCLASS_YMM:
+		case ZYDIS_REGCLASS_ZMM:
+		case ZYDIS_REGCLASS_MASK:
+		case ZYDIS_REGCLASS_FLAGS:
+			break;
+		default:
+			if (o->reg.value != ZYDIS_REGISTER_MXCSR && o->reg.value != ZYDIS_REGISTER_X87CONTROL &&
+			    o->reg.value != ZYDIS_REGISTER_X87STATUS && o->reg.value != ZYDIS_REGISTER_X87TAG)
+				return false;
+		}
+	}
+	return true;
+}
+
+static int plan_host_register(const struct native_plan *plan, unsigned guest)
+{
+	for (unsigned n = 0; n < plan->gpr_count; n++)
+		if (plan->gpr[n].guest == guest)
+			return plan->gpr[n].host;
+	return -1;
+}
+
+static void plan_add_gpr(struct native_plan *plan, unsigned guest, unsigned host, bool written)
+{
+	for (unsigned n = 0; n < plan->gpr_count; n++)
+		if (plan->gpr[n].guest == guest) {
+			plan->gpr[n].written |= written;
+			return;
+		}
+	plan->gpr[plan->gpr_count].guest = (uint8_t)guest;
+	plan->gpr[plan->gpr_count].host = (uint8_t)host;
+	plan->gpr[plan->gpr_count++].written = written;
+}
+
+/* Gives each guest register a host register: implicit ones first, then those that can stay, then the rest. */
+static bool plan_registers(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                           struct native_plan *plan)
+{
+	/* With AH..BH there can be no REX prefix. */
+	static const uint8_t pool_any[] = {R8, R9, R10, R11, RCX, RDX, RAX}, pool_low[] = {RCX, RDX, RAX, RBX};
+	const uint8_t *pool = pool_any;
+	unsigned pool_size = sizeof pool_any, used = 0;
+
+	for (unsigned n = 0; n < i->operand_count; n++)
+		if (is_gpr(&operands[n]) && is_high_byte(operands[n].reg.value) && is_explicit(&operands[n])) {
+			pool = pool_low;
+			pool_size = sizeof pool_low;
+		}
+	for (unsigned pass = 0; pass < 3; pass++) {
+		for (unsigned n = 0; n < i->operand_count; n++) {
+			const ZydisDecodedOperand *o = &operands[n];
+			if (!is_gpr(o) || (pass == 0) == is_explicit(o))
+				continue;
+			unsigned guest = gpr_number(o->reg.value), host = guest;
+			bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+			if (pass == 0 && guest > RBX)
+				return false;
+			if (pass == 1 && plan_host_register(plan, guest) < 0) {
+				bool stays =
+				    guest == RCX || guest == RDX || guest == RAX || (guest >= R8 && guest <= R11);
+				/* A bit string's offset is masked before the flags are loaded through RAX. */
+				if (!stays || (used & 1u << guest) || (guest == RAX && plan->form.bit_string) ||
+				    !memchr(pool, (int)guest, pool_size))
+					continue;
+			}
+			if (pass == 2 && plan_host_register(plan, guest) < 0) {
+				unsigned free = 0;
+				while (free < pool_size && (used & 1u << pool[free]))
+					free++;
+				if (free == pool_size)
+					return false;
+				host = pool[free];
+			}
+			plan_add_gpr(plan, guest, host, written);
+			used |= 1u << plan_host_register(plan, guest);
+		}
+	}
+	return true;
+}
+
+static void plan_vectors(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                         struct native_plan *plan)
+{
+	bool legacy = i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY;
+	bool evex = i->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
+	plan->vector_merge = legacy;
+	plan->vector_load = evex ? 64 : 16;
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		const ZydisDecodedOperand *o = &operands[n];
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
+			continue;
+		ZydisRegisterClass class = ZydisRegisterGetClass(o->reg.value);
+		unsigned number = (unsigned)ZydisRegisterGetId(o->reg.value);
+		bool read = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+		bool written = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+		/* A conditional write leaves the rest as it was; SSE forms merge. */
+		bool partly = legacy || (o->actions & ZYDIS_OPERAND_ACTION_CONDWRITE) || evex;
+		if (class == ZYDIS_REGCLASS_MASK) {
+			bool no_mask = o->encoding == ZYDIS_OPERAND_ENCODING_MASK && number == 0;
+			if (!no_mask && (read || written))
+				plan->masks_loaded |= (uint8_t)(1u << number);
+			if (!no_mask && written)
+				plan->masks_stored |= (uint8_t)(1u << number);
+		} else if (class >= ZYDIS_REGCLASS_XMM && class <= ZYDIS_REGCLASS_ZMM) {
+			if (read || partly)
+				plan->vectors_loaded |= 1u << number;
+			if (written)
+				plan->vectors_stored |= 1u << number;
+			if (register_class_size(class) > plan->vector_load)
+				plan->vector_load = register_class_size(class);
+		}
+	}
+	if (i->mnemonic == ZYDIS_MNEMONIC_VP2INTERSECTD || i->mnemonic == ZYDIS_MNEMONIC_VP2INTERSECTQ)
+		plan->masks_stored |= (uint8_t)((plan->masks_stored & 0x55) << 1 | (plan->masks_stored & 0xaa) >> 1);
+}
+
+/* Arithmetic flags. False: touches others, such as DF or IF. */
+static bool plan_flags(const ZydisDecodedInstruction *i, struct native_plan *plan)
+{
+	const ZydisAccessedFlags *f = i->cpu_flags;
+	if (!f)
+		return true;
+	uint32_t set = f->modified | f->set_0 | f->set_1;
+	if ((set | f->tested | f->undefined) & ~ARITHMETIC_FLAGS)
+		return false;
+	plan->flags_stored = (set | f->undefined) != 0;
+	plan->flags_loaded = f->tested || (plan->flags_stored && set != ARITHMETIC_FLAGS);
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_TEST:
+		plan->flags_loaded = false; /* AF is undefined; all processors clear it */
+		break;
+	default:
+		break;
+	}
+	/* A shift by 0 leaves all flags; a memory CMPXCHG8B sets only ZF: whatever is not surely written is loaded. */
+	if (i->meta.category == ZYDIS_CATEGORY_SHIFT || i->meta.category == ZYDIS_CATEGORY_ROTATE)
+		plan->flags_loaded = plan->flags_stored;
+	return true;
+}
+
+/* Who depends on MXCSR or sets its status flags (by exception class: SDM 2A table 2-17, 2.8). */
+static void plan_mxcsr(const ZydisDecodedInstruction *i, struct native_plan *plan)
+{
+	switch (i->meta.exception_class) {
+	case ZYDIS_EXCEPTION_CLASS_SSE2:
+	case ZYDIS_EXCEPTION_CLASS_SSE3:
+	case ZYDIS_EXCEPTION_CLASS_AVX2:
+	case ZYDIS_EXCEPTION_CLASS_AVX3:
+	case ZYDIS_EXCEPTION_CLASS_AVX11:
+	case ZYDIS_EXCEPTION_CLASS_E2:
+	case ZYDIS_EXCEPTION_CLASS_E2NF:
+	case ZYDIS_EXCEPTION_CLASS_E3:
+	case ZYDIS_EXCEPTION_CLASS_E3NF:
+	case ZYDIS_EXCEPTION_CLASS_E11:
+	case ZYDIS_EXCEPTION_CLASS_E11NF:
+		plan->mxcsr_loaded = plan->mxcsr_stored = true;
+		break;
+	default:
+		break;
+	}
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_CVTPI2PS:
+	case ZYDIS_MNEMONIC_CVTPI2PD:
+	case ZYDIS_MNEMONIC_CVTPS2PI:
+	case ZYDIS_MNEMONIC_CVTTPS2PI:
+	case ZYDIS_MNEMONIC_CVTPD2PI:
+	case ZYDIS_MNEMONIC_CVTTPD2PI:
+	case ZYDIS_MNEMONIC_VCVTPH2PS:
+	case ZYDIS_MNEMONIC_VCVTPS2PH:
+		plan->mxcsr_loaded = plan->mxcsr_stored = true;
+		break;
+	/* DAZ counts, flags do not. */
+	case ZYDIS_MNEMONIC_RCPPS:
+	case ZYDIS_MNEMONIC_RCPSS:
+	case ZYDIS_MNEMONIC_RSQRTPS:
+	case ZYDIS_MNEMONIC_RSQRTSS:
+	case ZYDIS_MNEMONIC_VRCPPS:
+	case ZYDIS_MNEMONIC_VRCPSS:
+	case ZYDIS_MNEMONIC_VRSQRTPS:
+	case ZYDIS_MNEMONIC_VRSQRTSS:
+	case ZYDIS_MNEMONIC_VRCP14PS:
+	case ZYDIS_MNEMONIC_VRCP14SS:
+	case ZYDIS_MNEMONIC_VRCP14PD:
+	case ZYDIS_MNEMONIC_VRCP14SD:
+	case ZYDIS_MNEMONIC_VRSQRT14PS:
+	case ZYDIS_MNEMONIC_VRSQRT14SS:
+	case ZYDIS_MNEMONIC_VRSQRT14PD:
+	case ZYDIS_MNEMONIC_VRSQRT14SD:
+	case ZYDIS_MNEMONIC_VFPCLASSPS:
+	case ZYDIS_MNEMONIC_VFPCLASSSS:
+	case ZYDIS_MNEMONIC_VFPCLASSPD:
+	case ZYDIS_MNEMONIC_VFPCLASSSD:
+		plan->mxcsr_loaded = true;
+		break;
+	/* The processor itself checks the reserved bits of the operand. */
+	case ZYDIS_MNEMONIC_LDMXCSR:
+	case ZYDIS_MNEMONIC_VLDMXCSR:
+		plan->mxcsr_loaded = false;
+		plan->mxcsr_stored = true;
+		break;
+	case ZYDIS_MNEMONIC_STMXCSR:
+	case ZYDIS_MNEMONIC_VSTMXCSR:
+		plan->mxcsr_loaded = true;
+		plan->mxcsr_stored = false;
+		break;
+	default:
+		break;
+	}
+}
+
+static void plan_x87(const ZydisDecodedInstruction *i, struct native_plan *plan)
+{
+	if (!(plan->form.class_needed & NATIVE_X87))
+		return;
+	switch (i->mnemonic) {
+	/* Control instructions leave the pointers alone (SDM 1 8.1.8). */
+	case ZYDIS_MNEMONIC_FNINIT:
+	case ZYDIS_MNEMONIC_FNCLEX:
+	case ZYDIS_MNEMONIC_FLDCW:
+	case ZYDIS_MNEMONIC_FNSTCW:
+	case ZYDIS_MNEMONIC_FNSTSW:
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FLDENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+	case ZYDIS_MNEMONIC_FRSTOR:
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+	case ZYDIS_MNEMONIC_FXRSTOR:
+	case ZYDIS_MNEMONIC_FXRSTOR64:
+	case ZYDIS_MNEMONIC_FDISI8087_NOP:
+	case ZYDIS_MNEMONIC_FENI8087_NOP:
+	case ZYDIS_MNEMONIC_FSETPM287_NOP:
+		return;
+	default:
+		break;
+	}
+	plan->form.x87_tracks_pointers = true;
+	uint8_t modrm = (uint8_t)(i->raw.modrm.mod << 6 | i->raw.modrm.reg << 3 | i->raw.modrm.rm);
+	plan->form.x87_opcode = (uint16_t)((i->opcode & 7) << 8 | modrm);
+	/* A store with an unmasked exception writes nothing: a bounce buffer has to hold the old bytes. */
+	if (plan->form.writes_memory)
+		plan->form.reads_memory = true;
+}
+
+/* Register numbers of the operand fields after renaming; the operand's own where nothing was renamed. */
+struct fields {
+	uint8_t reg, rm, vvvv, is4, opcode;
+	bool has_vvvv, has_is4, has_opcode_register;
+};
+
+static bool fields_make(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                        const struct native_plan *plan, struct fields *f)
+{
+	*f = (struct fields){.reg = i->raw.modrm.reg, .rm = i->raw.modrm.rm};
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		const ZydisDecodedOperand *o = &operands[n];
+		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER || !is_explicit(o))
+			continue;
+		uint8_t number;
+		if (is_gpr(o)) {
+			number = (uint8_t)plan_host_register(plan, gpr_number(o->reg.value));
+			if (is_high_byte(o->reg.value))
+				number += 4;
+		} else {
+			number = (uint8_t)ZydisRegisterGetId(o->reg.value);
+		}
+		switch (o->encoding) {
+		case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+			f->reg = number;
+			break;
+		case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+			f->rm = number;
+			break;
+		case ZYDIS_OPERAND_ENCODING_NDSNDD:
+			f->vvvv = number;
+			f->has_vvvv = true;
+			break;
+		case ZYDIS_OPERAND_ENCODING_IS4:
+			f->is4 = number;
+			f->has_is4 = true;
+			break;
+		case ZYDIS_OPERAND_ENCODING_OPCODE:
+			f->opcode = number;
+			f->has_opcode_register = is_gpr(o);
+			break;
+		case ZYDIS_OPERAND_ENCODING_MASK:
+			break;
+		default:
+			return false;
+		}
+	}
+	return true;
+}
+
+/* VEX.W and EVEX.W select a 64-bit general register (or its memory form) only in 64-bit code. */
+static bool w_is_ignored(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands)
+{
+	if (i->machine_mode == ZYDIS_MACHINE_MODE_LONG_64)
+		return false;
+	for (unsigned n = 0; n < i->operand_count; n++)
+		if (is_gpr(&operands[n]))
+			return true;
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VPINSRD:
+	case ZYDIS_MNEMONIC_VPEXTRD:
+	case ZYDIS_MNEMONIC_VCVTSI2SS:
+	case ZYDIS_MNEMONIC_VCVTSI2SD:
+	case ZYDIS_MNEMONIC_VCVTUSI2SS:
+	case ZYDIS_MNEMONIC_VCVTUSI2SD:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool has_operand_size(const ZydisDecodedInstruction *i)
+{
+	switch (i->meta.isa_ext) {
+	case ZYDIS_ISA_EXT_BASE:
+	case ZYDIS_ISA_EXT_LONGMODE:
+		return i->mnemonic != ZYDIS_MNEMONIC_CMPXCHG8B;
+	case ZYDIS_ISA_EXT_LZCNT:
+	case ZYDIS_ISA_EXT_BMI1:
+	case ZYDIS_ISA_EXT_MOVBE:
+	case ZYDIS_ISA_EXT_RDRAND:
+	case ZYDIS_ISA_EXT_RDSEED:
+		return true;
+	default:
+		return i->mnemonic == ZYDIS_MNEMONIC_POPCNT || i->mnemonic == ZYDIS_MNEMONIC_CRC32;
+	}
+}
+
+/* Legacy opcodes that 64-bit code writes in another way. */
+static void legacy_opcode(const ZydisDecodedInstruction *i, struct fields *f, uint8_t *opcode, bool *modrm,
+                          uint8_t *mod)
+{
+	if (i->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT)
+		return;
+	if (i->opcode >= 0x40 && i->opcode <= 0x4f) { /* INC, DEC */
+		f->reg = i->opcode < 0x48 ? 0 : 1;
+		f->rm = f->opcode;
+		f->has_opcode_register = false;
+		*opcode = 0xff;
+		*modrm = true;
+		*mod = 3;
+	} else if (i->opcode >= 0xa0 && i->opcode <= 0xa3) { /* MOV with a direct address */
+		static const uint8_t move[] = {0x8a, 0x8b, 0x88, 0x89};
+		*opcode = move[i->opcode & 3];
+		*modrm = true;
+		*mod = 0;
+		f->reg = RAX;
+	} else if (i->opcode == 0x82) {
+		*opcode = 0x80;
+	}
+}
+
+static void emit(struct native_plan *plan, unsigned byte)
+{
+	plan->code[plan->code_length++] = (uint8_t)byte;
+}
+
+static bool encode_legacy(const ZydisDecodedInstruction *i, struct native_plan *plan, struct fields *f, bool *modrm,
+                          uint8_t *mod)
+{
+	uint8_t opcode = i->opcode;
+	bool w = (i->attributes & ZYDIS_ATTRIB_HAS_REX) && i->raw.rex.W;
+	legacy_opcode(i, f, &opcode, modrm, mod);
+	if (i->attributes & ZYDIS_ATTRIB_HAS_LOCK)
+		emit(plan, 0xf0);
+	if (i->operand_width == 16 && has_operand_size(i))
+		emit(plan, 0x66);
+	for (unsigned n = 0; n < i->raw.prefix_count; n++)
+		if (i->raw.prefixes[n].type == ZYDIS_PREFIX_TYPE_MANDATORY)
+			emit(plan, i->raw.prefixes[n].value);
+	unsigned rex = (w ? 8u : 0) | (f->reg >> 3 & 1) << 2;
+	if (*modrm && *mod == 3)
+		rex |= f->rm >> 3 & 1;
+	if (f->has_opcode_register) {
+		rex |= f->opcode >> 3 & 1;
+		opcode = (uint8_t)((opcode & ~7) | (f->opcode & 7));
+	}
+	if (rex)
+		emit(plan, 0x40 | rex);
+	switch (i->opcode_map) {
+	case ZYDIS_OPCODE_MAP_DEFAULT:
+		break;
+	case ZYDIS_OPCODE_MAP_0F:
+		emit(plan, 0x0f);
+		break;
+	case ZYDIS_OPCODE_MAP_0F38:
+		emit(plan, 0x0f);
+		emit(plan, 0x38);
+		break;
+	case ZYDIS_OPCODE_MAP_0F3A:
+		emit(plan, 0x0f);
+		emit(plan, 0x3a);
+		break;
+	default:
+		return false;
+	}
+	emit(plan, opcode);
+	return true;
+}
+
+static void encode_vex(const ZydisDecodedInstruction *i, struct native_plan *plan, const struct fields *f, uint8_t mod,
+                       bool w)
+{
+	unsigned vvvv = f->has_vvvv ? f->vvvv : 0;
+	unsigned b = mod == 3 ? f->rm >> 3 & 1 : 0;
+	emit(plan, 0xc4);
+	emit(plan, (f->reg & 8 ? 0 : 0x80) | 0x40 | (b ? 0 : 0x20) | i->raw.vex.m_mmmm);
+	emit(plan, (w ? 0x80u : 0) | (~vvvv & 15) << 3 | (unsigned)i->raw.vex.L << 2 | i->raw.vex.pp);
+	emit(plan, i->opcode);
+}
+
+static void encode_evex(const ZydisDecodedInstruction *i, struct native_plan *plan, const struct fields *f, uint8_t mod,
+                        bool w)
+{
+	unsigned vvvv = f->has_vvvv ? f->vvvv : 0;
+	unsigned rm = mod == 3 ? f->rm : 0;
+	emit(plan, 0x62);
+	emit(plan, (f->reg & 8 ? 0 : 0x80) | (rm & 16 ? 0 : 0x40) | (rm & 8 ? 0 : 0x20) | (f->reg & 16 ? 0 : 0x10) |
+	               i->raw.evex.mmm);
+	emit(plan, (w ? 0x80u : 0) | (~vvvv & 15) << 3 | 4 | i->raw.evex.pp);
+	emit(plan, (unsigned)i->raw.evex.z << 7 | (unsigned)i->raw.evex.L2 << 6 | (unsigned)i->raw.evex.L << 5 |
+	               (unsigned)i->raw.evex.b << 4 | (vvvv & 16 ? 0u : 8u) | i->raw.evex.aaa);
+	emit(plan, i->opcode);
+}
+
+static bool plan_encode(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, const uint8_t *bytes,
+                        struct native_plan *plan)
+{
+	struct fields f;
+	if (!fields_make(i, operands, plan, &f))
+		return false;
+	bool modrm = i->attributes & ZYDIS_ATTRIB_HAS_MODRM;
+	uint8_t mod = i->raw.modrm.mod;
+	bool w = !w_is_ignored(i, operands);
+	switch (i->encoding) {
+	case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+		if (!encode_legacy(i, plan, &f, &modrm, &mod))
+			return false;
+		break;
+	case ZYDIS_INSTRUCTION_ENCODING_VEX:
+		encode_vex(i, plan, &f, mod, w && i->raw.vex.W);
+		break;
+	case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+		encode_evex(i, plan, &f, mod, w && i->raw.evex.W);
+		break;
+	default:
+		return false;
+	}
+	if (modrm)
+		emit(plan, mod == 3 ? 0xc0u | (f.reg & 7u) << 3 | (f.rm & 7u) : (f.reg & 7u) << 3 | RSI);
+	if (f.has_is4) {
+		emit(plan, (unsigned)f.is4 << 4 | (bytes[i->length - 1] & 15));
+	} else if (i->raw.imm[0].size) {
+		for (unsigned n = i->raw.imm[0].offset; n < i->length; n++)
+			emit(plan, bytes[n]);
+	}
+	return plan->code_length <= 15;
+}
+
+static bool same_operand(const struct native_plan *plan, const ZydisDecodedOperand *guest,
+                         const ZydisDecodedOperand *host)
+{
+	if (guest->type != host->type)
+		return false;
+	switch (guest->type) {
+	case ZYDIS_OPERAND_TYPE_MEMORY:
+		return host->mem.base == ZYDIS_REGISTER_RSI && host->mem.index == ZYDIS_REGISTER_NONE &&
+		       !host->mem.disp.value && host->size == guest->size && host->mem.type == guest->mem.type;
+	case ZYDIS_OPERAND_TYPE_IMMEDIATE:
+		return guest->imm.value.u == host->imm.value.u && guest->size == host->size;
+	case ZYDIS_OPERAND_TYPE_REGISTER: {
+		ZydisRegisterClass class = ZydisRegisterGetClass(guest->reg.value);
+		if (class == ZYDIS_REGCLASS_FLAGS)
+			return ZydisRegisterGetClass(host->reg.value) == class;
+		if (!is_gpr(guest))
+			return guest->reg.value == host->reg.value;
+		return ZydisRegisterGetClass(host->reg.value) == class &&
+		       gpr_number(host->reg.value) == plan_host_register(plan, gpr_number(guest->reg.value)) &&
+		       is_high_byte(guest->reg.value) == is_high_byte(host->reg.value);
+	}
+	default:
+		return false;
+	}
+}
+
+/* Is what we made the guest's instruction? */
+static bool plan_verify(const struct native *native, const ZydisDecodedInstruction *guest,
+                        const ZydisDecodedOperand *operands, const struct native_plan *plan)
+{
+	ZydisDecodedInstruction host;
+	ZydisDecodedOperand host_operands[ZYDIS_MAX_OPERAND_COUNT];
+	if (!ZYAN_SUCCESS(
+	        ZydisDecoderDecodeFull(&native->decoder, plan->code, plan->code_length, &host, host_operands)))
+		return false;
+	if (host.mnemonic != guest->mnemonic || host.length != plan->code_length ||
+	    host.operand_count != guest->operand_count || host.avx.vector_length != guest->avx.vector_length ||
+	    host.avx.broadcast.mode != guest->avx.broadcast.mode)
+		return false;
+	for (unsigned n = 0; n < guest->operand_count; n++)
+		if (!same_operand(plan, &operands[n], &host_operands[n]))
+			return false;
+	return true;
+}
+
+/* Instructions whose whole work is a routine. */
+static const struct {
+	ZydisMnemonic mnemonic;
+	native_special *special;
+} special_routines[] = {
+    {ZYDIS_MNEMONIC_FNSTENV, native_fnstenv}, {ZYDIS_MNEMONIC_FLDENV, native_fldenv},
+    {ZYDIS_MNEMONIC_FNSAVE, native_fnsave},   {ZYDIS_MNEMONIC_FRSTOR, native_frstor},
+    {ZYDIS_MNEMONIC_FXSAVE, native_fxsave},   {ZYDIS_MNEMONIC_FXSAVE64, native_fxsave},
+    {ZYDIS_MNEMONIC_FXRSTOR, native_fxrstor}, {ZYDIS_MNEMONIC_FXRSTOR64, native_fxrstor},
+    {ZYDIS_MNEMONIC_XSAVE, native_xsave},     {ZYDIS_MNEMONIC_XSAVE64, native_xsave},
+    {ZYDIS_MNEMONIC_XSAVEOPT, native_xsave},  {ZYDIS_MNEMONIC_XSAVEOPT64, native_xsave},
+    {ZYDIS_MNEMONIC_XSAVEC, native_xsave},    {ZYDIS_MNEMONIC_XSAVEC64, native_xsave},
+    {ZYDIS_MNEMONIC_XSAVES, native_xsave},    {ZYDIS_MNEMONIC_XSAVES64, native_xsave},
+    {ZYDIS_MNEMONIC_XRSTOR, native_xrstor},   {ZYDIS_MNEMONIC_XRSTOR64, native_xrstor},
+    {ZYDIS_MNEMONIC_XRSTORS, native_xrstor},  {ZYDIS_MNEMONIC_XRSTORS64, native_xrstor},
+};
+
+static bool plan_special(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                         struct native_plan *plan)
+{
+	for (unsigned n = 0; n < sizeof special_routines / sizeof *special_routines; n++)
+		if (special_routines[n].mnemonic == i->mnemonic) {
+			plan->form.special = special_routines[n].special;
+			plan->elements.mnemonic = (uint16_t)i->mnemonic;
+			for (unsigned o = 0; o < i->operand_count; o++)
+				if (operands[o].type == ZYDIS_OPERAND_TYPE_MEMORY) {
+					plan->form.memory_size = operands[o].size / 8;
+					plan->form.reads_memory = operands[o].actions & ZYDIS_OPERAND_ACTION_MASK_READ;
+					plan->form.writes_memory =
+					    operands[o].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+				}
+			return true;
+		}
+	return false;
+}
+
+/* Instructions that a C function does on the register file. */
+static native_run *plan_function(const ZydisDecodedInstruction *i)
+{
+	bool long_mode = i->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_FNINIT:
+		return native_fninit;
+	case ZYDIS_MNEMONIC_VZEROUPPER:
+		return long_mode ? native_vzeroupper : native_vzeroupper_legacy;
+	case ZYDIS_MNEMONIC_VZEROALL:
+		return long_mode ? native_vzeroall : native_vzeroall_legacy;
+	default:
+		return NULL;
+	}
+}
+
+bool native_plan_make(const struct native *native, const ZydisDecodedInstruction *instruction,
+                      const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_plan *plan)
+{
+	memset(plan, 0, sizeof *plan);
+	if (!is_eligible(instruction) || !plan_class(instruction, operands, plan))
+		return false;
+	plan->form.run = plan_function(instruction);
+	if (plan->form.run || plan_special(instruction, operands, plan))
+		return true;
+	if (instruction->meta.isa_ext == ZYDIS_ISA_EXT_XSAVE) /* XGETBV, XSETBV */
+		return false;
+	if (native_elements_plan(instruction, operands, plan) && plan->form.special != native_masked)
+		return plan->form.special != NULL;
+	if (!plan_operands(instruction, operands, plan))
+		return false;
+	if (instruction->meta.category == ZYDIS_CATEGORY_BITBYTE && plan->form.memory_size &&
+	    instruction->operand_count_visible == 2 && operands[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
+	    is_gpr(&operands[1])) {
+		plan->form.bit_string = true;
+		plan->form.bit_register = gpr_number(operands[1].reg.value);
+	}
+	if (!plan_registers(instruction, operands, plan) || !plan_flags(instruction, plan))
+		return false;
+	plan_vectors(instruction, operands, plan);
+	plan_mxcsr(instruction, plan);
+	plan_x87(instruction, plan);
+	return plan_encode(instruction, operands, bytes, plan) && plan_verify(native, instruction, operands, plan);
+}

@@ -1,0 +1,397 @@
+/*
+ * Vector instructions that touch memory element by element: EVEX write-masking with fault suppression, VMASKMOV,
+ * MASKMOVDQU, expand and compress, gathers and scatters. A masked-off element is never accessed and never faults (SDM
+ * 2A 2.7.6).
+ *
+ * A masked operand whose active elements lie in one page of RAM is executed in place by the host, whose silicon
+ * suppresses what lies beyond; others go through a buffer, element by element.
+ */
+#include "engines/interpreter/native_private.h"
+
+#include <string.h>
+
+#include "x86/exceptions.h"
+#include "x86/mmu.h"
+#include "x86/segments.h"
+
+/* Exception classes whose memory operand is read whole whatever the mask says ("NF": no fault suppression). */
+static bool suppresses_faults(ZydisExceptionClass class)
+{
+	switch (class) {
+	case ZYDIS_EXCEPTION_CLASS_E1NF:
+	case ZYDIS_EXCEPTION_CLASS_E2NF:
+	case ZYDIS_EXCEPTION_CLASS_E3NF:
+	case ZYDIS_EXCEPTION_CLASS_E4NF:
+	case ZYDIS_EXCEPTION_CLASS_E5NF:
+	case ZYDIS_EXCEPTION_CLASS_E6NF:
+	case ZYDIS_EXCEPTION_CLASS_E9NF:
+	case ZYDIS_EXCEPTION_CLASS_E10NF:
+	case ZYDIS_EXCEPTION_CLASS_E11NF:
+		return false;
+	default:
+		return true;
+	}
+}
+
+static unsigned broadcast_count(ZydisBroadcastMode mode)
+{
+	switch (mode) {
+	case ZYDIS_BROADCAST_MODE_1_TO_2:
+		return 2;
+	case ZYDIS_BROADCAST_MODE_1_TO_4:
+	case ZYDIS_BROADCAST_MODE_2_TO_4:
+		return 4;
+	case ZYDIS_BROADCAST_MODE_1_TO_8:
+	case ZYDIS_BROADCAST_MODE_2_TO_8:
+	case ZYDIS_BROADCAST_MODE_4_TO_8:
+		return 8;
+	case ZYDIS_BROADCAST_MODE_1_TO_32:
+		return 32;
+	case ZYDIS_BROADCAST_MODE_1_TO_64:
+		return 64;
+	default:
+		return 16;
+	}
+}
+
+static const ZydisDecodedOperand *memory_operand(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands)
+{
+	for (unsigned n = 0; n < i->operand_count; n++)
+		if (operands[n].type == ZYDIS_OPERAND_TYPE_MEMORY)
+			return &operands[n];
+	return NULL;
+}
+
+static enum segment_register segment_number(ZydisRegister segment)
+{
+	return (enum segment_register)(segment - ZYDIS_REGISTER_ES);
+}
+
+static bool plan_maskmov(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                         struct native_plan *plan)
+{
+	const ZydisDecodedOperand *memory = memory_operand(i, operands);
+	struct native_elements *e = &plan->elements;
+	if (i->mnemonic != ZYDIS_MNEMONIC_MASKMOVQ && i->mnemonic != ZYDIS_MNEMONIC_MASKMOVDQU &&
+	    i->mnemonic != ZYDIS_MNEMONIC_VMASKMOVDQU)
+		return false;
+	if (!memory)
+		return true;
+	e->data_register = (uint8_t)ZydisRegisterGetId(operands[0].reg.value);
+	e->mask_register = (uint8_t)ZydisRegisterGetId(operands[1].reg.value);
+	e->mask_count = i->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ ? 8 : 16;
+	e->segment = (uint8_t)segment_number(memory->mem.segment);
+	plan->form.special = native_maskmov;
+	plan->form.writes_memory = true;
+	if (i->mnemonic == ZYDIS_MNEMONIC_MASKMOVQ) {
+		/* The stub hands over the two registers: movq %mm<data>, (%rsi); movq %mm<mask>, 8(%rsi). */
+		uint8_t code[] = {0x0f, 0x7f, (uint8_t)(e->data_register << 3 | RSI),
+		                  0x0f, 0x7f, (uint8_t)(0x40 | e->mask_register << 3 | RSI),
+		                  8};
+		memcpy(plan->code, code, sizeof code);
+		plan->code_length = sizeof code;
+	}
+	return true;
+}
+
+static bool plan_gather(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, struct native_plan *plan)
+{
+	/* The sizes of index and data; floating-point and integer ones are alike. */
+	static const struct {
+		ZydisMnemonic mnemonic;
+		uint8_t index, data;
+	} shapes[] = {
+	    {ZYDIS_MNEMONIC_VGATHERDPS, 4, 4},  {ZYDIS_MNEMONIC_VGATHERDPD, 4, 8},  {ZYDIS_MNEMONIC_VGATHERQPS, 8, 4},
+	    {ZYDIS_MNEMONIC_VGATHERQPD, 8, 8},  {ZYDIS_MNEMONIC_VPGATHERDD, 4, 4},  {ZYDIS_MNEMONIC_VPGATHERDQ, 4, 8},
+	    {ZYDIS_MNEMONIC_VPGATHERQD, 8, 4},  {ZYDIS_MNEMONIC_VPGATHERQQ, 8, 8},  {ZYDIS_MNEMONIC_VSCATTERDPS, 4, 4},
+	    {ZYDIS_MNEMONIC_VSCATTERDPD, 4, 8}, {ZYDIS_MNEMONIC_VSCATTERQPS, 8, 4}, {ZYDIS_MNEMONIC_VSCATTERQPD, 8, 8},
+	    {ZYDIS_MNEMONIC_VPSCATTERDD, 4, 4}, {ZYDIS_MNEMONIC_VPSCATTERDQ, 4, 8}, {ZYDIS_MNEMONIC_VPSCATTERQD, 8, 4},
+	    {ZYDIS_MNEMONIC_VPSCATTERQQ, 8, 8},
+	};
+	const ZydisDecodedOperand *memory = memory_operand(i, operands);
+	struct native_elements *e = &plan->elements;
+	if (!memory || memory->mem.type != ZYDIS_MEMOP_TYPE_VSIB)
+		return false;
+	for (unsigned n = 0; n < sizeof shapes / sizeof *shapes; n++) {
+		if (shapes[n].mnemonic != i->mnemonic)
+			continue;
+		unsigned wider = shapes[n].index > shapes[n].data ? shapes[n].index : shapes[n].data;
+		e->element_size = shapes[n].data;
+		e->index_size = shapes[n].index;
+		e->scale = memory->mem.scale ? memory->mem.scale : 1;
+		e->index_register = (uint8_t)ZydisRegisterGetId(memory->mem.index);
+		e->scatter = memory == &operands[0];
+		e->evex = i->encoding == ZYDIS_INSTRUCTION_ENCODING_EVEX;
+		e->vector_mask = !e->evex;
+		e->data_register = (uint8_t)ZydisRegisterGetId(operands[e->scatter ? 2 : 0].reg.value);
+		e->mask_register = (uint8_t)(e->evex ? ZydisRegisterGetId(i->avx.mask.reg)
+		                                     : ZydisRegisterGetId(operands[2].reg.value));
+		e->mask_count = (uint8_t)(i->avx.vector_length / 8 / wider);
+		plan->form.special = native_gather;
+		plan->form.reads_memory = !e->scatter;
+		plan->form.writes_memory = e->scatter;
+	}
+	return true;
+}
+
+static bool plan_masked(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, struct native_plan *plan)
+{
+	const ZydisDecodedOperand *memory = memory_operand(i, operands);
+	struct native_elements *e = &plan->elements;
+	if (!memory || memory->mem.type != ZYDIS_MEMOP_TYPE_MEM)
+		return false;
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_VMASKMOVPS:
+	case ZYDIS_MNEMONIC_VMASKMOVPD:
+	case ZYDIS_MNEMONIC_VPMASKMOVD:
+	case ZYDIS_MNEMONIC_VPMASKMOVQ:
+		e->shape = ELEMENTS_EACH;
+		e->vector_mask = true;
+		e->mask_register = (uint8_t)ZydisRegisterGetId(operands[1].reg.value);
+		e->element_size =
+		    i->mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || i->mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ? 4 : 8;
+		e->mask_count = (uint8_t)(memory->size / 8 / e->element_size);
+		plan->form.special = native_masked;
+		return true;
+	default:
+		break;
+	}
+	if (i->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || i->avx.mask.mode <= ZYDIS_MASK_MODE_DISABLED ||
+	    i->avx.mask.reg == ZYDIS_REGISTER_K0 || !suppresses_faults(i->meta.exception_class))
+		return false;
+	/* As many mask bits as the destination has elements; a source may be described in smaller ones (VPDPBUSD). */
+	unsigned count = memory->element_count;
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		ZydisRegisterClass class = operands[n].type == ZYDIS_OPERAND_TYPE_REGISTER
+		                               ? ZydisRegisterGetClass(operands[n].reg.value)
+		                               : ZYDIS_REGCLASS_INVALID;
+		if (class >= ZYDIS_REGCLASS_XMM && class <= ZYDIS_REGCLASS_ZMM && operands[n].element_count < count)
+			count = operands[n].element_count;
+	}
+	if (!count || count > 64)
+		return false;
+	e->shape = ELEMENTS_EACH;
+	e->mask_register = (uint8_t)ZydisRegisterGetId(i->avx.mask.reg);
+	e->element_size = (uint8_t)(memory->size / 8 / count);
+	if (i->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
+		e->shape = ELEMENTS_ANY;
+		count = broadcast_count(i->avx.broadcast.mode);
+	} else if (i->meta.category == ZYDIS_CATEGORY_EXPAND || i->meta.category == ZYDIS_CATEGORY_COMPRESS ||
+	           i->mnemonic == ZYDIS_MNEMONIC_VPEXPANDB || i->mnemonic == ZYDIS_MNEMONIC_VPEXPANDW ||
+	           i->mnemonic == ZYDIS_MNEMONIC_VPCOMPRESSB || i->mnemonic == ZYDIS_MNEMONIC_VPCOMPRESSW) {
+		e->shape = ELEMENTS_PACKED;
+	}
+	e->mask_count = (uint8_t)count;
+	plan->form.special = native_masked;
+	return true;
+}
+
+bool native_elements_plan(const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operands,
+                          struct native_plan *plan)
+{
+	return plan_maskmov(instruction, operands, plan) || plan_gather(instruction, operands, plan) ||
+	       plan_masked(instruction, operands, plan);
+}
+
+static uint64_t truncate(const struct native_operation *operation, uint64_t offset)
+{
+	return operation->address_size == 8   ? offset
+	       : operation->address_size == 4 ? (uint32_t)offset
+	                                      : (uint16_t)offset;
+}
+
+/* The active elements, one bit each. */
+static uint64_t active_elements(const struct vcpu *vcpu, const struct native_elements *e)
+{
+	const struct vector_state *v = &vcpu->state.vector;
+	if (!e->vector_mask)
+		return v->opmask[e->mask_register] & (e->mask_count == 64 ? ~0ull : (1ull << e->mask_count) - 1);
+	uint64_t active = 0;
+	for (unsigned n = 0; n < e->mask_count; n++)
+		active |= (uint64_t)(v->zmm[e->mask_register][(n + 1) * e->element_size - 1] >> 7) << n;
+	return active;
+}
+
+struct range {
+	unsigned start, end; /* bytes of the operand that hold all active elements */
+};
+
+static struct range active_range(const struct native_elements *e, uint64_t active, unsigned size)
+{
+	if (!active)
+		return (struct range){0, 0};
+	switch (e->shape) {
+	case ELEMENTS_EACH:
+		return (struct range){(unsigned)__builtin_ctzll(active) * e->element_size,
+		                      (64u - (unsigned)__builtin_clzll(active)) * e->element_size};
+	case ELEMENTS_PACKED:
+		return (struct range){0, (unsigned)__builtin_popcountll(active) * e->element_size};
+	default:
+		return (struct range){0, size};
+	}
+}
+
+/* `buffer` holds the operand; `linear` is the operand's start. */
+enum transfer { TRANSFER_READ, TRANSFER_PROBE, TRANSFER_WRITE };
+
+static void transfer_bytes(struct vcpu *vcpu, enum transfer transfer, uint64_t linear, uint8_t *buffer, struct range r)
+{
+	if (transfer == TRANSFER_READ)
+		mmu_read_bytes(vcpu, linear + r.start, buffer + r.start, r.end - r.start);
+	else if (transfer == TRANSFER_PROBE)
+		mmu_probe_write(vcpu, linear + r.start, r.end - r.start);
+	else
+		mmu_write_bytes(vcpu, linear + r.start, buffer + r.start, r.end - r.start);
+}
+
+static void transfer_elements(struct vcpu *vcpu, const struct native_elements *e, enum transfer transfer,
+                              uint64_t active, uint64_t linear, uint8_t *buffer, struct range whole)
+{
+	if (e->shape != ELEMENTS_EACH) {
+		transfer_bytes(vcpu, transfer, linear, buffer, whole);
+		return;
+	}
+	for (; active; active &= active - 1) {
+		unsigned start = (unsigned)__builtin_ctzll(active) * e->element_size;
+		transfer_bytes(vcpu, transfer, linear, buffer, (struct range){start, start + e->element_size});
+	}
+}
+
+void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
+{
+	const struct native_entry *entry = native_entry_of(operation);
+	const struct native_elements *e = &entry->elements;
+	bool write = entry->form.writes_memory;
+	uint64_t active = active_elements(vcpu, e);
+	struct range r = active_range(e, active, entry->form.memory_size);
+	_Alignas(64) uint8_t buffer[192] = {0};
+
+	if (r.start == r.end) {
+		uint64_t linear = vcpu->state.segment[operation->segment].base + operation->offset;
+		entry->inner(vcpu, buffer + 64 + (linear & 63));
+		return;
+	}
+	uint64_t linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
+	                                 r.end - r.start, write);
+	uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
+	if (host) {
+		native_run_entry(vcpu, entry, host - r.start);
+		if (write)
+			mmu_written(vcpu, linear, r.end - r.start);
+		return;
+	}
+	linear -= r.start;
+	uint8_t *copy = buffer + (linear & 63);
+	transfer_elements(vcpu, e, write ? TRANSFER_PROBE : TRANSFER_READ, active, linear, copy, r);
+	native_run_entry(vcpu, entry, copy);
+	if (write)
+		transfer_elements(vcpu, e, TRANSFER_WRITE, active, linear, copy, r);
+}
+
+static int64_t gather_index(const struct vector_state *v, const struct native_elements *e, unsigned n)
+{
+	int32_t index32;
+	int64_t index64;
+	if (e->index_size == 4) {
+		memcpy(&index32, &v->zmm[e->index_register][n * 4], 4);
+		return index32;
+	}
+	memcpy(&index64, &v->zmm[e->index_register][n * 8], 8);
+	return index64;
+}
+
+/* Elements in order; each that is done has its mask cleared, so that a fault can be returned from (SDM 2C VPGATHERDD).
+ */
+void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
+{
+	const struct native_elements *e = &native_entry_of(operation)->elements;
+	struct vector_state *v = &vcpu->state.vector;
+	uint64_t active = active_elements(vcpu, e);
+	unsigned size = e->element_size;
+
+	for (; active; active &= active - 1) {
+		unsigned n = (unsigned)__builtin_ctzll(active);
+		uint64_t offset = operation->base + (uint64_t)gather_index(v, e, n) * e->scale, value = 0;
+		uint64_t linear =
+		    segment_linear(vcpu, operation->segment, truncate(operation, offset), size, e->scatter);
+		native_check_alignment(vcpu, linear, size);
+		if (e->scatter) {
+			memcpy(&value, &v->zmm[e->data_register][n * size], size);
+			mmu_write(vcpu, linear, size, value);
+		} else {
+			value = mmu_read(vcpu, linear, size);
+			memcpy(&v->zmm[e->data_register][n * size], &value, size);
+		}
+		if (e->vector_mask)
+			memset(&v->zmm[e->mask_register][n * size], 0, size);
+		else
+			v->opmask[e->mask_register] &= ~(1ull << n);
+	}
+	if (!e->scatter) {
+		unsigned length = e->mask_count * size;
+		memset(&v->zmm[e->data_register][length], 0, 64 - length);
+	}
+	if (e->vector_mask)
+		memset(v->zmm[e->mask_register], 0, 64);
+	else
+		v->opmask[e->mask_register] = 0;
+}
+
+/* MASKMOVQ, MASKMOVDQU: bytes at DS:rDI whose mask byte has its sign bit set. */
+void native_maskmov(struct vcpu *vcpu, const struct native_operation *operation)
+{
+	const struct native_entry *entry = native_entry_of(operation);
+	const struct native_elements *e = &entry->elements;
+	struct {
+		_Alignas(16) uint8_t data[16], mask[16];
+	} both;
+	uint64_t active = 0;
+
+	if (entry->inner) {
+		uint8_t pair[16];
+		entry->inner(vcpu, pair);
+		memcpy(both.data, pair, 8);
+		memcpy(both.mask, pair + 8, 8);
+	} else {
+		memcpy(both.data, vcpu->state.vector.zmm[e->data_register], 16);
+		memcpy(both.mask, vcpu->state.vector.zmm[e->mask_register], 16);
+	}
+	for (unsigned n = 0; n < e->mask_count; n++)
+		active |= (uint64_t)(both.mask[n] >> 7) << n;
+	if (!active)
+		return;
+	unsigned start = (unsigned)__builtin_ctzll(active), end = 64u - (unsigned)__builtin_clzll(active);
+	uint64_t linear =
+	    segment_linear(vcpu, e->segment, truncate(operation, vcpu->state.gpr[RDI] + start), end - start, true);
+	mmu_probe_write(vcpu, linear, end - start);
+	for (; active; active &= active - 1) {
+		unsigned n = (unsigned)__builtin_ctzll(active);
+		mmu_write(vcpu, linear + n - start, 1, both.data[n]);
+	}
+}
+
+static void zero_upper(struct vcpu *vcpu, unsigned registers, unsigned from)
+{
+	for (unsigned n = 0; n < registers; n++)
+		memset(vcpu->state.vector.zmm[n] + from, 0, 64 - from);
+}
+
+void native_vzeroupper(struct vcpu *vcpu, void *memory)
+{
+	zero_upper(vcpu, 16, 16);
+}
+
+void native_vzeroall(struct vcpu *vcpu, void *memory)
+{
+	zero_upper(vcpu, 16, 0);
+}
+
+void native_vzeroupper_legacy(struct vcpu *vcpu, void *memory)
+{
+	zero_upper(vcpu, 8, 16);
+}
+
+void native_vzeroall_legacy(struct vcpu *vcpu, void *memory)
+{
+	zero_upper(vcpu, 8, 0);
+}
