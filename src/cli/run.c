@@ -1,0 +1,376 @@
+/* ring3 run: builds a machine from the command line, runs it, and turns its end into an exit status. */
+#include <errno.h>
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "backends/chardev/chardev.h"
+#include "cli/commands.h"
+#include "debug/trace.h"
+#include "engines/engine.h"
+#include "host/event_loop.h"
+#include "host/log.h"
+#include "machine/clock.h"
+#include "machine/machine.h"
+
+#define MEMORY_DEFAULT (512ull << 20)
+#define MEMORY_MIN     (1ull << 20)
+#define MEMORY_MAX     (128ull << 30)
+
+enum {
+	OPTION_ENGINE = 256,
+	OPTION_CPU,
+	OPTION_CPUS,
+	OPTION_MEMORY,
+	OPTION_KERNEL,
+	OPTION_INITRD,
+	OPTION_APPEND,
+	OPTION_CONSOLE,
+	OPTION_NO_REBOOT,
+	OPTION_DEBUG_EXIT,
+	OPTION_TRACE,
+	OPTION_GDB,
+	OPTION_STOP,
+	OPTION_STATS,
+	OPTION_HELP,
+};
+
+/* The one list, from which getopt's table and --help are made. */
+static const struct run_option {
+	const char *name, *argument; /* NULL: takes none */
+	int value;
+	const char *help;
+} run_options[] = {
+    {"kernel", "FILE", OPTION_KERNEL, "Linux bzImage, PVH ELF or Multiboot image; required"},
+    {"initrd", "FILE", OPTION_INITRD, "initial RAM disk; for Multiboot 'FILE ARGS,FILE ARGS' are modules"},
+    {"append", "TEXT", OPTION_APPEND, "kernel command line"},
+    {"cpus", "N", OPTION_CPUS, "processors, 1 to 16 (1)"},
+    {"memory", "SIZE", OPTION_MEMORY, "RAM, with K, M or G (512M)"},
+    {"console", "WHERE", OPTION_CONSOLE, "COM1: stdio, none, pty, unix:PATH (listens) or file:PATH (stdio)"},
+    {"engine", "NAME", OPTION_ENGINE, "what executes guest code (auto)"},
+    {"cpu", "host[,mitigations=on|off]", OPTION_CPU,
+     "processor model (host); mitigations=on lets the guest use its own"},
+    {"no-reboot", NULL, OPTION_NO_REBOOT, "a reset of the guest ends ring3"},
+    {"debug-exit", NULL, OPTION_DEBUG_EXIT, "a write of V to port F4h ends ring3 with status (V << 1) | 1"},
+    {"trace", "NAME,...", OPTION_TRACE, "write what happens to stderr; all: every point"},
+    {"gdb", "unix:PATH|tcp:HOST:PORT", OPTION_GDB, "listen for a debugger"},
+    {"stop", NULL, OPTION_STOP, "do not start before the debugger says so"},
+    {"stats", NULL, OPTION_STATS, "print counters at the end"},
+    {"help", NULL, OPTION_HELP, "show this"},
+};
+#define OPTION_COUNT (sizeof(run_options) / sizeof(run_options[0]))
+
+struct run {
+	struct machine_options options;
+	const char *console;
+	bool stats, help;
+
+	struct machine *machine;
+	int signals; /* signalfd */
+};
+
+static int show_help(void)
+{
+	static const struct {
+		const char *name, *help;
+	} points[] = {
+#define X(id, name, help) {name, help},
+	    TRACE_POINTS(X)
+#undef X
+	};
+
+	printf("Usage: ring3 run --kernel FILE [OPTION]...\n"
+	       "Starts a machine with this kernel, its first serial port on the terminal. Ctrl-a x leaves, Ctrl-a h "
+	       "helps.\n\n");
+	for (size_t i = 0; i < OPTION_COUNT; i++) {
+		const struct run_option *option = &run_options[i];
+		int width = printf("  --%s%s%s", option->name, option->argument ? " " : "",
+		                   option->argument ? option->argument : "");
+		if (width > 27)
+			width = printf("\n") - 1;
+		printf("%*s%s\n", 29 - width, "", option->help);
+	}
+	printf("\nEngines:\n  %-27s%s\n", "auto", "the fastest one that works here");
+	for (size_t i = 0; engines[i]; i++)
+		printf("  %-27s%s\n", engines[i]->name, engines[i]->description);
+	printf("\nTrace points:\n");
+	for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++)
+		printf("  %-27s%s\n", points[i].name, points[i].help);
+	printf("\nExit status: 0 the guest powered off (or the user left), 1 ring3 failed, 2 wrong usage, 3 the guest "
+	       "crashed.\n");
+	return finish_stdout();
+}
+
+static int check_engine(const char *name)
+{
+	if (strcmp(name, "auto") == 0)
+		return STATUS_OK;
+	for (size_t i = 0; engines[i]; i++)
+		if (strcmp(engines[i]->name, name) == 0)
+			return STATUS_OK;
+	return usage_error("run", "unknown engine '%s'", name);
+}
+
+static int check_cpu(const char *specification)
+{
+	struct cpu_model model;
+	char why[256];
+
+	if (cpu_model_create(&model, specification, 1, 1000000, why) < 0)
+		return usage_error("run", "--cpu %s: %s", specification, why);
+	return STATUS_OK;
+}
+
+static int check_gdb(const char *where)
+{
+	const char *port = strrchr(where, ':');
+	unsigned number;
+
+	if (strncmp(where, "unix:", 5) == 0 && where[5])
+		return STATUS_OK;
+	if (strncmp(where, "tcp:", 4) == 0 && port > where + 4 && parse_number(port + 1, 1, 65535, &number))
+		return STATUS_OK;
+	return usage_error("run", "--gdb '%s' is neither unix:PATH nor tcp:HOST:PORT", where);
+}
+
+static int take_option(struct run *run, int value, char *argument)
+{
+	struct machine_options *options = &run->options;
+	char unknown[64];
+	uint32_t mask;
+
+	switch (value) {
+	case OPTION_ENGINE:
+		options->engine = argument;
+		return check_engine(argument);
+	case OPTION_CPU:
+		options->cpu = argument;
+		return check_cpu(argument);
+	case OPTION_CPUS:
+		if (!parse_number(argument, 1, MACHINE_CPUS_MAX, &options->cpus))
+			return usage_error("run", "--cpus '%s' is not a number from 1 to %d", argument,
+			                   MACHINE_CPUS_MAX);
+		return STATUS_OK;
+	case OPTION_MEMORY:
+		if (!parse_size(argument, &options->memory))
+			return usage_error("run", "--memory '%s' is not a size like 512M or 2G", argument);
+		if (options->memory < MEMORY_MIN || options->memory > MEMORY_MAX || options->memory % MEMORY_PAGE_SIZE)
+			return usage_error("run", "--memory %s is not from 1M to 128G in steps of 4K", argument);
+		return STATUS_OK;
+	case OPTION_KERNEL:
+		options->kernel = argument;
+		return STATUS_OK;
+	case OPTION_INITRD:
+		options->initrd = argument;
+		return STATUS_OK;
+	case OPTION_APPEND:
+		options->append = argument;
+		return STATUS_OK;
+	case OPTION_CONSOLE:
+		run->console = argument;
+		return STATUS_OK;
+	case OPTION_NO_REBOOT:
+		options->no_reboot = true;
+		return STATUS_OK;
+	case OPTION_DEBUG_EXIT:
+		options->debug_exit = true;
+		return STATUS_OK;
+	case OPTION_TRACE:
+		if (!trace_parse(argument, &mask, unknown))
+			return usage_error("run", "unknown trace point '%s'", unknown);
+		options->trace_mask |= mask;
+		return STATUS_OK;
+	case OPTION_GDB:
+		options->gdb = argument;
+		return check_gdb(argument);
+	case OPTION_STOP:
+		options->stopped = true;
+		return STATUS_OK;
+	case OPTION_STATS:
+		run->stats = true;
+		return STATUS_OK;
+	default:
+		run->help = true;
+		return STATUS_OK;
+	}
+}
+
+static int parse_options(struct run *run, int argc, char **argv)
+{
+	struct option table[OPTION_COUNT + 1] = {0};
+	int value, status;
+
+	for (size_t i = 0; i < OPTION_COUNT; i++)
+		table[i] =
+		    (struct option){run_options[i].name, run_options[i].argument ? required_argument : no_argument,
+		                    NULL, run_options[i].value};
+	optind = 0; /* start anew, with everything forgotten */
+	opterr = 0;
+	while ((value = getopt_long(argc, argv, ":h", table, NULL)) != -1) {
+		if (value == ':')
+			return usage_error("run", "%s needs a value", argv[optind - 1]);
+		if (value == '?' && optopt >= OPTION_ENGINE)
+			return usage_error("run", "%s takes no value", argv[optind - 1]);
+		if (value == '?' && optopt)
+			return usage_error("run", "unknown option '-%c'", optopt);
+		if (value == '?')
+			return usage_error("run", "unknown option '%s'", argv[optind - 1]);
+		status = take_option(run, value, optarg);
+		if (status || run->help)
+			return status;
+	}
+	if (optind < argc)
+		return usage_error("run", "'%s' is not an option; the kernel is given by --kernel", argv[optind]);
+	if (!run->options.kernel)
+		return usage_error("run", "--kernel is missing");
+	if (run->options.stopped && !run->options.gdb)
+		return usage_error("run", "--stop without --gdb would wait for ever");
+	return STATUS_OK;
+}
+
+/* Ctrl-a x. On the event loop's thread. */
+static void quit(void *owner)
+{
+	struct run *run = owner;
+
+	machine_end(run->machine, MACHINE_QUIT, 0);
+}
+
+static void fill_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGINT);
+	sigaddset(set, SIGTERM);
+	sigaddset(set, SIGHUP);
+}
+
+/* The first signal asks for a clean end; the next one finds this thread open for its default action. */
+static void signal_ready(void *owner, uint32_t events)
+{
+	struct run *run = owner;
+	struct signalfd_siginfo information;
+	sigset_t set;
+
+	if (read(run->signals, &information, sizeof(information)) != sizeof(information))
+		return;
+	fill_signals(&set);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+	machine_end(run->machine, MACHINE_QUIT, 0);
+}
+
+/* Before any thread is started, so that all inherit the mask. */
+static int block_signals(struct run *run)
+{
+	sigset_t set;
+
+	fill_signals(&set);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	run->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	return run->signals < 0 ? -errno : 0;
+}
+
+static void print_stats(const struct machine *machine)
+{
+	static const struct {
+		const char *name;
+		size_t offset;
+	} counters[] = {
+#define COUNTER(field) {#field, offsetof(struct vcpu_counters, field)}
+	    COUNTER(instructions), COUNTER(exceptions), COUNTER(interrupts),     COUNTER(io),
+	    COUNTER(mmio),         COUNTER(msr),        COUNTER(tlb_fills),      COUNTER(page_walks),
+	    COUNTER(tlb_flushes),  COUNTER(halts),      COUNTER(blocks_decoded), COUNTER(block_invalidations),
+#undef COUNTER
+	};
+	struct rusage usage;
+	uint64_t ns = clock_now(machine->clock);
+
+	for (size_t i = 0; i < sizeof(counters) / sizeof(counters[0]); i++) {
+		fprintf(stderr, "%-20s", counters[i].name);
+		for (unsigned cpu = 0; cpu < machine->options.cpus; cpu++) {
+			uint64_t value;
+			memcpy(&value, (const char *)&machine->vcpu[cpu]->counters + counters[i].offset, sizeof(value));
+			fprintf(stderr, " %16llu", (unsigned long long)value);
+		}
+		fprintf(stderr, "\n");
+	}
+	fprintf(stderr, "%-20s %16.3f s\n", "guest time", (double)ns / 1e9);
+	if (getrusage(RUSAGE_SELF, &usage) == 0)
+		fprintf(stderr, "%-20s %16.3f s\n%-20s %16.3f s\n%-20s %16.1f MiB\n", "host user time",
+		        (double)usage.ru_utime.tv_sec + (double)usage.ru_utime.tv_usec / 1e6, "host system time",
+		        (double)usage.ru_stime.tv_sec + (double)usage.ru_stime.tv_usec / 1e6, "peak memory",
+		        (double)usage.ru_maxrss / 1024);
+}
+
+static int status_of(enum machine_end end, int debug_exit_status)
+{
+	switch (end) {
+	case MACHINE_POWER_OFF:
+	case MACHINE_RESET:
+	case MACHINE_QUIT:
+		return STATUS_OK;
+	case MACHINE_CRASHED:
+		return STATUS_CRASHED;
+	case MACHINE_DEBUG_EXIT:
+		return ((debug_exit_status << 1) | 1) & 0xff;
+	case MACHINE_RUNNING:
+	case MACHINE_FAILED:
+		break;
+	}
+	return STATUS_FAILED;
+}
+
+static int run_machine(struct run *run)
+{
+	struct event_source *source;
+	int debug_exit_status = 0, status = STATUS_FAILED;
+
+	run->options.console = chardev_create(run->console, quit, run);
+	if (!run->options.console)
+		return STATUS_FAILED;
+	if (machine_create(&run->machine, &run->options) == 0) {
+		source = event_source_add(run->machine->loop, run->signals, EPOLLIN, signal_ready, run);
+		if (source) {
+			status = status_of(machine_run(run->machine, &debug_exit_status), debug_exit_status);
+			event_source_remove(source);
+		} else {
+			log_error("signals: %s", strerror(errno));
+		}
+		chardev_detach(run->options.console);
+		if (run->stats)
+			print_stats(run->machine);
+		machine_destroy(run->machine);
+	}
+	chardev_destroy(run->options.console);
+	return status;
+}
+
+int run_main(int argc, char **argv)
+{
+	struct run run = {
+	    .options = {.engine = "auto", .cpu = "host", .cpus = 1, .memory = MEMORY_DEFAULT},
+	    .console = "stdio",
+	    .signals = -1,
+	};
+	int status = parse_options(&run, argc, argv), error;
+
+	if (status)
+		return status;
+	if (run.help)
+		return show_help();
+	error = block_signals(&run);
+	if (error) {
+		log_error("signals: %s", strerror(-error));
+		return STATUS_FAILED;
+	}
+	status = run_machine(&run);
+	close(run.signals);
+	return status;
+}
