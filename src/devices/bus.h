@@ -1,8 +1,9 @@
 /*
  * How a vCPU reaches the chips: ports and memory-mapped registers, and how chips pull interrupt lines.
  *
- * All callbacks run with the machine's device lock held, on a vCPU thread or the event loop's thread; chips need no locks of their
- * own (the local APICs, which every vCPU touches, are the exception: lapic.h). A callback may do anything but block.
+ * All callbacks run with the machine's device lock held, on a vCPU thread or the event loop's thread; chips need no
+ * locks of their own (the local APICs, which every vCPU touches, are the exception: lapic.h). A callback may do
+ * anything but block.
  */
 #pragma once
 
@@ -14,7 +15,8 @@ struct trace;
 
 /*
  * One claimed range. `read` returns the value in its low `size` bytes; `offset` is from the range's base. Accesses that
- * straddle the end of the range, or that are wider than `max_size`, are split into bytes by the bus (as ISA does), low address first.
+ * straddle the end of the range, or that are wider than `max_size`, are split into bytes by the bus (as ISA does), low
+ * address first.
  */
 struct bus_ops {
 	uint64_t (*read)(void *device, uint64_t offset, unsigned size);
@@ -47,8 +49,10 @@ struct bus {
 
 void bus_init(struct bus *bus, struct trace *trace);
 /* 0; -EEXIST when the range overlaps a claimed one; -ENOSPC. */
-int bus_add_ports(struct bus *bus, uint16_t base, unsigned length, const char *name, const struct bus_ops *ops, void *device);
-int bus_add_mmio(struct bus *bus, uint64_t base, uint64_t length, const char *name, const struct bus_ops *ops, void *device);
+int bus_add_ports(struct bus *bus, uint16_t base, unsigned length, const char *name, const struct bus_ops *ops,
+                  void *device);
+int bus_add_mmio(struct bus *bus, uint64_t base, uint64_t length, const char *name, const struct bus_ops *ops,
+                 void *device);
 /* Takes back the range that starts at base (PCI BARs move). */
 void bus_remove_ports(struct bus *bus, uint16_t base);
 void bus_remove_mmio(struct bus *bus, uint64_t base);
