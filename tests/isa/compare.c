@@ -1,0 +1,290 @@
+/*
+ * What must agree between the silicon and an engine, and what need not:
+ *
+ *	flags    those that the decoder's table calls undefined after the instruction; RF, which differs by how the
+ *processor was interrupted x87      condition codes that the table calls undefined; FOP, FIP and FDP (also inside
+ *stored images): processors differ in when they update them, and ring3 documents its own rule in docs/quirks.md XSAVE
+ *XSTATE_BV in a stored image: which components are in their initial configuration depends on history (SDM 1 13.6) #PF
+ *the present bit for kernel-half addresses, which Linux hides from user code code32   R8-R15 and the upper halves of
+ *the rest, undefined outside 64-bit mode
+ */
+#include <stdarg.h>
+#include <string.h>
+
+#include "isa.h"
+
+#define WHAT_SIZE 256u
+
+static const char *const gpr_names[GPR_COUNT] = {"rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi",
+                                                 "r8",  "r9",  "r10", "r11", "r12", "r13", "r14", "r15"};
+static const char *const status_names[] = {"exception", "hang", "crash", "system call", "error"};
+
+static void differ(char *what, const char *format, ...)
+{
+	size_t length = strlen(what);
+	va_list arguments;
+
+	if (length + 2 >= WHAT_SIZE)
+		return;
+	if (length)
+		what[length++] = ' ';
+	va_start(arguments, format);
+	vsnprintf(what + length, WHAT_SIZE - length, format, arguments);
+	va_end(arguments);
+}
+
+static bool has_error_code(unsigned vector)
+{
+	return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17;
+}
+
+static void compare_exception(const struct isa_outcome *native, const struct isa_outcome *guest, char *what)
+{
+	if (native->trap != guest->trap) {
+		differ(what, "trap(%u/%u)", native->trap, guest->trap);
+		return;
+	}
+	if (!has_error_code(native->trap))
+		return;
+	uint32_t mask = native->trap == 14 && native->cr2 >> 63 ? ~1u : ~0u;
+	if ((native->error & mask) != (guest->error & mask))
+		differ(what, "error(%#x/%#x)", native->error, guest->error);
+	if (native->trap == 14 && native->cr2 != guest->cr2)
+		differ(what, "cr2");
+}
+
+static void compare_registers(const struct isa_case *test, uint64_t undefined, const struct isa_outcome *native,
+                              const struct isa_outcome *guest, char *what)
+{
+	static const char *const segment_names[] = {"es", "cs", "ss", "ds", "fs", "gs"};
+	uint64_t mask = test->mode == 64 ? ~0ull : 0xffffffff;
+	uint64_t flags = (native->rflags ^ guest->rflags) & ~(undefined | FLAG_RF);
+
+	if ((native->rip ^ guest->rip) & mask)
+		differ(what, "rip");
+	if (flags)
+		differ(what, "rflags(%#x)", (unsigned)flags);
+	for (unsigned i = 0; i < (test->mode == 64 ? GPR_COUNT : 8u); i++)
+		if ((native->gpr[i] ^ guest->gpr[i]) & mask)
+			differ(what, "%s", gpr_names[i]);
+	for (unsigned i = 0; i < 6; i++)
+		if (native->selector[i] != guest->selector[i])
+			differ(what, "%s", segment_names[i]);
+	if (test->mode == 64 && native->fs_base != guest->fs_base)
+		differ(what, "fsbase");
+	if (test->mode == 64 && native->gs_base != guest->gs_base)
+		differ(what, "gsbase");
+}
+
+static void compare_fpu(uint16_t undefined, const struct isa_outcome *native, const struct isa_outcome *guest,
+                        char *what)
+{
+	if (native->x87.fcw != guest->x87.fcw)
+		differ(what, "fcw");
+	if ((native->x87.fsw ^ guest->x87.fsw) & ~undefined)
+		differ(what, "fsw(%#x)", (native->x87.fsw ^ guest->x87.fsw) & ~undefined);
+	if (native->x87.ftw != guest->x87.ftw)
+		differ(what, "ftw");
+	for (unsigned i = 0; i < 8; i++)
+		if (memcmp(native->x87.st[i], guest->x87.st[i], 10))
+			differ(what, "st%u", i);
+	for (unsigned i = 0; i < 32; i++)
+		if (memcmp(native->vector.zmm[i], guest->vector.zmm[i], 64))
+			differ(what, "zmm%u", i);
+	for (unsigned i = 0; i < 8; i++)
+		if (native->vector.opmask[i] != guest->vector.opmask[i])
+			differ(what, "k%u", i);
+	if (native->vector.mxcsr != guest->vector.mxcsr)
+		differ(what, "mxcsr(%#x)", native->vector.mxcsr ^ guest->vector.mxcsr);
+}
+
+struct range {
+	unsigned offset, length;
+};
+
+/* Bytes of a stored image that need not agree (see the head of this file). */
+static struct range image_hole(const struct isa_decoded *decoded, unsigned n)
+{
+	switch (decoded->instruction.mnemonic) {
+	case ZYDIS_MNEMONIC_FNSTENV:
+	case ZYDIS_MNEMONIC_FNSAVE:
+		if (n == 0)
+			return decoded->instruction.operand_width == 16 ? (struct range){6, 8} : (struct range){12, 16};
+		break;
+	case ZYDIS_MNEMONIC_XSAVE:
+	case ZYDIS_MNEMONIC_XSAVE64:
+	case ZYDIS_MNEMONIC_XSAVEC:
+	case ZYDIS_MNEMONIC_XSAVEC64:
+	case ZYDIS_MNEMONIC_XSAVEOPT:
+	case ZYDIS_MNEMONIC_XSAVEOPT64:
+		if (n == 1)
+			return (struct range){512, 1};
+		/* fall through */
+	case ZYDIS_MNEMONIC_FXSAVE:
+	case ZYDIS_MNEMONIC_FXSAVE64:
+		if (n == 0)
+			return (struct range){6, 18};
+		break;
+	default:
+		break;
+	}
+	return (struct range){0, 0};
+}
+
+static bool in_hole(const struct isa_case *test, const struct isa_decoded *decoded, uint64_t linear)
+{
+	for (unsigned n = 0; n < 2; n++) {
+		struct range hole = image_hole(decoded, n);
+
+		if (linear - (test->operand + hole.offset) < hole.length)
+			return true;
+	}
+	return false;
+}
+
+static const uint8_t *page_now(const struct isa_outcome *outcome, unsigned page)
+{
+	return outcome->changed >> page & 1 ? outcome->page[page] : isa_background(page);
+}
+
+static void compare_memory(const struct isa_case *test, const struct isa_decoded *decoded,
+                           const struct isa_outcome *native, const struct isa_outcome *guest, char *what)
+{
+	for (unsigned page = 0; page < ISA_PAGES; page++) {
+		const uint8_t *a = page_now(native, page), *b = page_now(guest, page);
+
+		if (a == b || !memcmp(a, b, 4096))
+			continue;
+		for (unsigned i = 0; i < 4096; i++)
+			if (a[i] != b[i] && !in_hole(test, decoded, isa_windows[page].linear + i)) {
+				differ(what, "memory");
+				return;
+			}
+	}
+}
+
+bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded, const struct isa_outcome *native,
+                 const struct isa_outcome *guest, char *what)
+{
+	const ZydisDecodedInstruction *instruction = &decoded->instruction;
+
+	what[0] = 0;
+	if (native->status != STATUS_EXCEPTION || guest->status != STATUS_EXCEPTION) {
+		differ(what, "native %s, engine %s %s", status_names[native->status], status_names[guest->status],
+		       guest->status == STATUS_ERROR ? guest->text : "");
+		return native->status == STATUS_SYSTEM_CALL; /* nothing to learn */
+	}
+	compare_exception(native, guest, what);
+	compare_registers(test, instruction->cpu_flags ? instruction->cpu_flags->undefined : 0, native, guest, what);
+	uint16_t undefined = 0;
+	if (instruction->fpu_flags)
+		for (unsigned i = 0; i < 4; i++)
+			if (instruction->fpu_flags->undefined >> i & 1)
+				undefined |= (uint16_t[]){0x100, 0x200, 0x400, 0x4000}[i];
+	compare_fpu(undefined, native, guest, what);
+	compare_memory(test, decoded, native, guest, what);
+	return !what[0];
+}
+
+/* ---- printing ---- */
+
+static void print_hex(FILE *file, const uint8_t *bytes, unsigned length)
+{
+	while (length--)
+		fprintf(file, "%02x", bytes[length]);
+}
+
+static void print_bytes(FILE *file, const char *name, const uint8_t *before, const uint8_t *native,
+                        const uint8_t *guest, unsigned length)
+{
+	if (!memcmp(native, guest, length))
+		return;
+	fprintf(file, "    %-7s before ", name);
+	print_hex(file, before, length);
+	fprintf(file, "\n            silicon ");
+	print_hex(file, native, length);
+	fprintf(file, "\n            engine  ");
+	print_hex(file, guest, length);
+	fputc('\n', file);
+}
+
+static void print_u64(FILE *file, const char *name, uint64_t before, uint64_t native, uint64_t guest)
+{
+	if (native != guest)
+		fprintf(file, "    %-7s before %#llx silicon %#llx engine %#llx\n", name, (unsigned long long)before,
+		        (unsigned long long)native, (unsigned long long)guest);
+}
+
+static void print_outcome(FILE *file, const char *name, const struct isa_outcome *outcome)
+{
+	if (outcome->status != STATUS_EXCEPTION)
+		fprintf(file, "    %s: %s %s\n", name, status_names[outcome->status], outcome->text);
+	else
+		fprintf(file, "    %s: vector %u error %#x cr2 %#llx rip %#llx rflags %#llx\n", name, outcome->trap,
+		        outcome->error, (unsigned long long)outcome->cr2, (unsigned long long)outcome->rip,
+		        (unsigned long long)outcome->rflags);
+}
+
+static void print_memory(FILE *file, const struct isa_outcome *native, const struct isa_outcome *guest)
+{
+	unsigned shown = 0;
+
+	for (unsigned page = 0; page < ISA_PAGES; page++)
+		for (unsigned i = 0; i < 4096; i++) {
+			uint8_t a = page_now(native, page)[i], b = page_now(guest, page)[i];
+
+			if (a != b && shown++ < 24)
+				fprintf(file, "    [%#llx] silicon %02x engine %02x\n",
+				        (unsigned long long)isa_windows[page].linear + i, a, b);
+		}
+}
+
+void isa_print_failure(FILE *file, const struct isa_case *test, const struct isa_outcome *native,
+                       const struct isa_outcome *guest)
+{
+	char text[128] = "?", name[8];
+	struct isa_decoded decoded;
+	ZydisFormatter formatter;
+
+	ZydisFormatterInit(&formatter, ZYDIS_FORMATTER_STYLE_INTEL);
+	if (isa_decode(test->mode, test->bytes, test->length, &decoded))
+		ZydisFormatterFormatInstruction(&formatter, &decoded.instruction, decoded.operand,
+		                                decoded.instruction.operand_count_visible, text, sizeof(text),
+		                                test->rip, NULL);
+	fprintf(file, "    %u-bit, %s: ", test->mode, test->step ? "single step" : "run to INT3");
+	for (unsigned i = 0; i < test->length; i++)
+		fprintf(file, "%02x ", test->bytes[i]);
+	fprintf(file,
+	        " %s\n    rip %#llx rflags %#llx fs %x:%#llx gs %x:%#llx cs %x ss %x ds %x es %x operand %#llx mxcsr "
+	        "%#x fcw %#x fsw %#x\n",
+	        text, (unsigned long long)test->rip, (unsigned long long)test->rflags, test->selector[SEG_FS],
+	        (unsigned long long)test->fs_base, test->selector[SEG_GS], (unsigned long long)test->gs_base,
+	        test->selector[SEG_CS], test->selector[SEG_SS], test->selector[SEG_DS], test->selector[SEG_ES],
+	        (unsigned long long)test->operand, test->vector.mxcsr, test->x87.fcw, test->x87.fsw);
+	for (unsigned i = 0; i < GPR_COUNT; i++)
+		fprintf(file, "%s%s=%llx%s", i % 8 ? " " : "    ", gpr_names[i], (unsigned long long)test->gpr[i],
+		        i % 8 == 7 ? "\n" : "");
+	print_outcome(file, "silicon", native);
+	print_outcome(file, "engine ", guest);
+	for (unsigned i = 0; i < GPR_COUNT; i++)
+		print_u64(file, gpr_names[i], test->gpr[i], native->gpr[i], guest->gpr[i]);
+	print_u64(file, "fsbase", test->fs_base, native->fs_base, guest->fs_base);
+	print_u64(file, "gsbase", test->gs_base, native->gs_base, guest->gs_base);
+	print_u64(file, "fcw", test->x87.fcw, native->x87.fcw, guest->x87.fcw);
+	print_u64(file, "fsw", test->x87.fsw, native->x87.fsw, guest->x87.fsw);
+	print_u64(file, "ftw", test->x87.ftw, native->x87.ftw, guest->x87.ftw);
+	print_u64(file, "mxcsr", test->vector.mxcsr, native->vector.mxcsr, guest->vector.mxcsr);
+	for (unsigned i = 0; i < 6; i++)
+		print_u64(file, "sreg", test->selector[i], native->selector[i], guest->selector[i]);
+	for (unsigned i = 0; i < 8; i++) {
+		snprintf(name, sizeof(name), "k%u", i);
+		print_u64(file, name, test->vector.opmask[i], native->vector.opmask[i], guest->vector.opmask[i]);
+		snprintf(name, sizeof(name), "st%u", i);
+		print_bytes(file, name, test->x87.st[i], native->x87.st[i], guest->x87.st[i], 10);
+	}
+	for (unsigned i = 0; i < 32; i++) {
+		snprintf(name, sizeof(name), "zmm%u", i);
+		print_bytes(file, name, test->vector.zmm[i], native->vector.zmm[i], guest->vector.zmm[i], 64);
+	}
+	print_memory(file, native, guest);
+}
