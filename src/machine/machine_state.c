@@ -62,7 +62,7 @@ void machine_state(struct machine *machine, struct state *state)
 	ram_state(&machine->memory, state);
 	pc_state(machine->pc, state);
 	for (unsigned i = 0; i < machine->options.cpus; i++) {
-		cpu_state_save(machine->vcpu[i], state);
+		cpu_state_state(machine->vcpu[i], state);
 		lapic_state(machine->vcpu[i]->lapic, state);
 	}
 	if (state_loading(state)) {
