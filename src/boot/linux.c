@@ -78,6 +78,8 @@ static int read_header(struct boot_context *boot, struct setup_header *header)
 		return error;
 	if (get16(header->bytes + BOOT_FLAG) != 0xaa55)
 		return -ENOEXEC;
+	if (available < CMD_LINE_PTR + 4)
+		return boot_refuse(boot, -EINVAL, "truncated: the file ends within the setup header");
 	header->version = get16(header->bytes + VERSION);
 	if (header->version < 0x0202)
 		return boot_refuse(boot, -EINVAL, "boot protocol %u.%02u is too old (2.02 at least)",

@@ -23,6 +23,7 @@
 
 #define WRITE_CHUNK      4096u /* at most PIPE_BUF: a pipe that is writable takes it without blocking */
 #define POLL_MS          200
+#define INTERRUPT_SIGNAL SIGUSR2
 #define PATIENCE_SECONDS 2 /* how long destruction waits for a reader that takes nothing */
 
 /* Asks the loop's thread to look at input and room. Any thread. */
@@ -73,16 +74,14 @@ static ssize_t write_some(int fd, const uint8_t *data, size_t length)
 {
 	struct pollfd poll_fd = {.fd = fd, .events = POLLOUT};
 	ssize_t written = 0;
-	int error = 0, old;
+	int error = 0;
 
-	pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, &old);
 	if (poll(&poll_fd, 1, POLL_MS) > 0) {
 		written = write(fd, data, length);
 		error = written < 0 ? errno : 0;
 		if (error == EAGAIN && !(poll_fd.revents & POLLOUT))
 			error = EPIPE; /* hung up, and full */
 	}
-	pthread_setcancelstate(old, NULL);
 	if (error == EAGAIN || error == EINTR)
 		return 0;
 	return error ? -error : written;
@@ -113,12 +112,10 @@ static void *writer_main(void *argument)
 {
 	struct chardev *chardev = argument;
 	uint8_t chunk[WRITE_CHUNK];
-	int old;
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &old);
 	pthread_mutex_lock(&chardev->mutex);
 	for (;;) {
-		bool work = chardev->output_fd >= 0 && chardev->output_length > 0;
+		bool work = chardev->output_fd >= 0 && chardev->output_length > 0 && !chardev->abandon;
 		if (!work && chardev->stop)
 			break;
 		if (!work) {
@@ -141,6 +138,8 @@ static void *writer_main(void *argument)
 		offer_room(chardev);
 		pthread_cond_broadcast(&chardev->changed);
 	}
+	chardev->writer_done = true;
+	pthread_cond_broadcast(&chardev->changed);
 	pthread_mutex_unlock(&chardev->mutex);
 	return NULL;
 }
@@ -336,6 +335,34 @@ static int start_writer(struct chardev *chardev)
 	return -error;
 }
 
+static void interrupt_handler(int signal_number) {}
+
+/* Makes a write that blocks return, until the thread has ended. The mutex is held, and released here. */
+static void abandon_output(struct chardev *chardev)
+{
+	struct sigaction action = {.sa_handler = interrupt_handler}, old;
+	struct timespec until;
+
+	sigemptyset(&action.sa_mask);
+	sigaction(INTERRUPT_SIGNAL, &action, &old);
+	chardev->abandon = true;
+	pthread_cond_broadcast(&chardev->changed);
+	while (!chardev->writer_done) {
+		pthread_kill(chardev->writer, INTERRUPT_SIGNAL);
+		clock_gettime(CLOCK_MONOTONIC, &until);
+		until.tv_nsec += 10000000;
+		if (until.tv_nsec >= 1000000000) {
+			until.tv_nsec -= 1000000000;
+			until.tv_sec++;
+		}
+		pthread_cond_timedwait(&chardev->changed, &chardev->mutex, &until);
+	}
+	pthread_mutex_unlock(&chardev->mutex);
+	/* Only then is no signal under way any more. */
+	pthread_join(chardev->writer, NULL);
+	sigaction(INTERRUPT_SIGNAL, &old, NULL);
+}
+
 /* Waits until the ring is empty, or its reader has taken nothing for a while. */
 static void stop_writer(struct chardev *chardev)
 {
@@ -355,10 +382,11 @@ static void stop_writer(struct chardev *chardev)
 			if (pthread_cond_timedwait(&chardev->changed, &chardev->mutex, &until) == ETIMEDOUT)
 				break;
 	} while (chardev->output_fd >= 0 && chardev->output_length > 0 && chardev->output_length != before);
-	bool stuck = chardev->output_fd >= 0 && chardev->output_length > 0;
+	if (chardev->output_fd >= 0 && chardev->output_length > 0) {
+		abandon_output(chardev);
+		return;
+	}
 	pthread_mutex_unlock(&chardev->mutex);
-	if (stuck)
-		pthread_cancel(chardev->writer);
 	pthread_join(chardev->writer, NULL);
 }
 

@@ -66,7 +66,9 @@ struct chardev {
 	bool output_dead; /* what comes is thrown away */
 	bool writing;     /* the thread is using output_fd outside the mutex */
 	bool refused;     /* the client waits for room */
-	bool stop;
+	bool stop;        /* the thread ends when the ring is empty or nobody is there */
+	bool abandon;     /* the thread ends now */
+	bool writer_done;
 	uint8_t output[CHARDEV_OUTPUT_MAX];
 	size_t output_head, output_length;
 };
