@@ -462,6 +462,10 @@ static void choose_state(struct draft *d)
 		test->rflags |= FLAG_DF;
 	if (random_percent(random, 8))
 		test->rflags |= FLAG_AC;
+	if (random_percent(random, 10))
+		test->rflags |= FLAG_ID;
+	if (random_percent(random, 5))
+		test->rflags |= FLAG_NT;
 	isa_random_vector(random, test);
 	isa_random_x87(random, test);
 	choose_segments(d);

@@ -37,7 +37,6 @@
 #define XSAVE_MAX       8192u
 #define HANG_MS         3000
 #define HWCAP2_FSGSBASE 2u
-#define FLAG_BITS_AC    0x40000
 
 /* Shared between the parent and the child. */
 struct shared {
@@ -60,6 +59,7 @@ struct native_runner {
 uint64_t isa_home_fs, isa_next_fs, isa_next_gs;
 uint16_t isa_next_selector[4]; /* DS, ES, FS, GS */
 uint16_t isa_next_long;
+uint32_t isa_next_flags; /* NT and ID */
 void isa_handler_body(int signal, siginfo_t *info, void *context, uint64_t fs, uint64_t gs, uint64_t selectors);
 void isa_handler(void);
 void isa_restorer(void);
@@ -71,7 +71,7 @@ __asm__(
 	".text\n"
 	"isa_handler:\n" /* rdi, rsi, rdx: the handler's arguments */
 	"	pushfq\n"
-	"	andl $~0x40000, (%rsp)\n" /* Linux leaves AC as it was */
+	"	andl $~0x244000, (%rsp)\n" /* Linux leaves AC, NT and ID as they were */
 	"	popfq\n"
 	"	rdfsbase %rcx\n"
 	"	rdgsbase %r8\n"
@@ -104,7 +104,11 @@ __asm__(
 	"	movq isa_next_gs(%rip), %rcx\n"
 	"	wrfsbase %rax\n"
 	"	wrgsbase %rcx\n"
-	"1:	ret\n"
+	"1:	pushfq\n" /* sigreturn does not load NT and ID, but keeps what is there */
+	"	movl isa_next_flags(%rip), %eax\n"
+	"	orl %eax, (%rsp)\n"
+	"	popfq\n"
+	"	ret\n"
 	"isa_restorer:\n"
 	"	movl $15, %eax\n" /* rt_sigreturn */
 	"	syscall\n"
@@ -254,6 +258,7 @@ static void load(ucontext_t *context, const struct isa_case *test)
 	isa_next_selector[2] = test->selector[SEG_FS];
 	isa_next_selector[3] = test->selector[SEG_GS];
 	isa_next_long = test->mode == 64;
+	isa_next_flags = (uint32_t)(test->rflags & (FLAG_NT | FLAG_ID));
 	isa_next_fs = test->fs_base;
 	isa_next_gs = test->gs_base;
 }
@@ -264,6 +269,7 @@ static void go_home(ucontext_t *context)
 	memcpy(context->uc_mcontext.fpregs, child.home_xsave, child.home_xsave_size);
 	memset(isa_next_selector, 0, sizeof(isa_next_selector));
 	isa_next_long = 1;
+	isa_next_flags = 0;
 	isa_next_fs = isa_home_fs;
 	isa_next_gs = 0;
 	child.in_case = false;

@@ -68,8 +68,14 @@ struct run {
 
 /* ---- which forms ---- */
 
-/* Runs one case of each form that is not yet known to be there; one that raises anything but #UD is. */
-static int probe_round(struct run *run, struct native_runner *runner, bool *there, uint64_t round)
+/* What probing knows of a form. */
+struct probe {
+	uint8_t runs, undefined;
+	bool there;
+};
+
+/* Runs one case of each form that has not completed yet. */
+static int probe_round(struct run *run, struct native_runner *runner, struct probe *probe, uint64_t round)
 {
 	unsigned form[ISA_BATCH], count = 0;
 	struct isa_decoded decoded;
@@ -85,11 +91,13 @@ static int probe_round(struct run *run, struct native_runner *runner, bool *ther
 			for (unsigned k = 0; k < count; k++) {
 				struct isa_outcome *outcome = native_outcome(runner, k);
 
-				there[form[k]] = outcome->status != STATUS_EXCEPTION || outcome->trap != 6;
+				probe[form[k]].runs++;
+				probe[form[k]].undefined += outcome->status == STATUS_EXCEPTION && outcome->trap == 6;
+				probe[form[k]].there = outcome->trap == 1 || outcome->trap == 3;
 			}
 			count = 0;
 		}
-		if (i == run->forms.count || there[i] || run->forms.form[i].skip)
+		if (i == run->forms.count || probe[i].there || run->forms.form[i].skip)
 			continue;
 		struct isa_case *test = native_case(runner, count);
 
@@ -111,19 +119,23 @@ static bool always_undefined(const struct isa_form *form)
 static int probe_forms(struct run *run)
 {
 	struct native_runner *runner = native_create_runner();
-	bool *there = calloc(run->forms.count, sizeof(*there));
+	struct probe *probe = calloc(run->forms.count, sizeof(*probe));
 	int error = 0;
 
-	if (!runner || !there)
+	if (!runner || !probe)
 		error = -errno;
 	for (unsigned round = 0; round < PROBES && !error; round++)
-		error = probe_round(run, runner, there, round);
+		error = probe_round(run, runner, probe, round);
 	for (unsigned i = 0; i < run->forms.count && !error; i++) {
 		struct isa_form *form = &run->forms.form[i];
 
-		form->suppressed = !there[i] && !form->skip && !always_undefined(form);
+		/* Privileged ones never complete, but raise #GP; what is not there raises #UD, but for faults that come
+		 * first. */
+		bool there = probe[i].there || (probe[i].runs && probe[i].undefined * 2 < probe[i].runs);
+
+		form->suppressed = !there && !form->skip && !always_undefined(form);
 	}
-	free(there);
+	free(probe);
 	if (runner)
 		native_destroy_runner(runner);
 	return error;
@@ -315,13 +327,20 @@ static int run_workers(struct run *run)
 
 static void list_forms(const struct run *run)
 {
+	const char *wanted = run->options.form_pattern;
+	regex_t pattern;
+
 	unsigned missing = 0, skipped = 0;
 
+	if (regcomp(&pattern, wanted ? wanted : "", REG_EXTENDED | REG_NOSUB))
+		return;
 	for (unsigned i = 0; i < run->forms.count; i++) {
 		const struct isa_form *form = &run->forms.form[i];
 
 		missing += form->suppressed;
 		skipped += form->skip != NULL;
+		if (regexec(&pattern, form->name, 0, NULL, 0))
+			continue;
 		if (form->skip) {
 			if (run->options.list_skipped)
 				printf("%-60s %s\n", form->name, form->skip);
@@ -332,6 +351,7 @@ static void list_forms(const struct run *run)
 			printf("%016llx %s\n", (unsigned long long)form->key, form->name);
 		}
 	}
+	regfree(&pattern);
 	printf("%u forms: %u tested, %u not on this host, %u left out\n", run->forms.count, run->available, missing,
 	       skipped);
 }
