@@ -14,6 +14,7 @@
 
 #include "backends/chardev/chardev.h"
 #include "cli/commands.h"
+#include "debug/gdbstub.h"
 #include "debug/trace.h"
 #include "engines/engine.h"
 #include "host/event_loop.h"
@@ -71,6 +72,7 @@ static const struct run_option {
 struct run {
 	struct machine_options options;
 	const char *console;
+	const char *gdb; /* NULL: no debugger */
 	bool stats, help;
 
 	struct machine *machine;
@@ -136,7 +138,7 @@ static int check_gdb(const char *where)
 
 	if (strncmp(where, "unix:", 5) == 0 && where[5])
 		return STATUS_OK;
-	if (strncmp(where, "tcp:", 4) == 0 && port > where + 4 && parse_number(port + 1, 1, 65535, &number))
+	if (strncmp(where, "tcp:", 4) == 0 && port > where + 3 && parse_number(port + 1, 1, 65535, &number))
 		return STATUS_OK;
 	return usage_error("run", "--gdb '%s' is neither unix:PATH nor tcp:HOST:PORT", where);
 }
@@ -189,7 +191,7 @@ static int take_option(struct run *run, int value, char *argument)
 		options->trace_mask |= mask;
 		return STATUS_OK;
 	case OPTION_GDB:
-		options->gdb = argument;
+		run->gdb = argument;
 		return check_gdb(argument);
 	case OPTION_STOP:
 		options->stopped = true;
@@ -231,7 +233,7 @@ static int parse_options(struct run *run, int argc, char **argv)
 		return usage_error("run", "'%s' is not an option; the kernel is given by --kernel", argv[optind]);
 	if (!run->options.kernel)
 		return usage_error("run", "--kernel is missing");
-	if (run->options.stopped && !run->options.gdb)
+	if (run->options.stopped && !run->gdb)
 		return usage_error("run", "--stop without --gdb would wait for ever");
 	return STATUS_OK;
 }
@@ -327,22 +329,39 @@ static int status_of(enum machine_end end, int debug_exit_status)
 	return STATUS_FAILED;
 }
 
-static int run_machine(struct run *run)
+/* The machine exists; the debugger, if any, already listens. */
+static int run_until_end(struct run *run, struct gdbstub *debugger)
 {
 	struct event_source *source;
-	int debug_exit_status = 0, status = STATUS_FAILED;
+	int debug_exit_status = 0, status;
+
+	if (debugger && gdbstub_attach(debugger, run->machine) < 0)
+		return STATUS_FAILED;
+	source = event_source_add(run->machine->loop, run->signals, EPOLLIN, signal_ready, run);
+	if (!source) {
+		log_error("signals: %s", strerror(errno));
+		return STATUS_FAILED;
+	}
+	status = status_of(machine_run(run->machine, &debug_exit_status), debug_exit_status);
+	event_source_remove(source);
+	return status;
+}
+
+static int run_machine(struct run *run)
+{
+	struct gdbstub *debugger = NULL;
+	int status = STATUS_FAILED;
 
 	run->options.console = chardev_create(run->console, quit, run);
 	if (!run->options.console)
 		return STATUS_FAILED;
-	if (machine_create(&run->machine, &run->options) == 0) {
-		source = event_source_add(run->machine->loop, run->signals, EPOLLIN, signal_ready, run);
-		if (source) {
-			status = status_of(machine_run(run->machine, &debug_exit_status), debug_exit_status);
-			event_source_remove(source);
-		} else {
-			log_error("signals: %s", strerror(errno));
-		}
+	if (run->gdb)
+		debugger = gdbstub_create(run->gdb);
+	if ((!run->gdb || debugger) && machine_create(&run->machine, &run->options) == 0)
+		status = run_until_end(run, debugger);
+	if (debugger)
+		gdbstub_destroy(debugger);
+	if (run->machine) {
 		chardev_detach(run->options.console);
 		if (run->stats)
 			print_stats(run->machine);

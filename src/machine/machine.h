@@ -41,7 +41,6 @@ struct machine_options {
 	uint32_t trace_mask;
 	FILE *trace_file;
 	bool stopped; /* --stop: wait for the debugger */
-	const char *gdb; /* where a debugger may connect: unix:PATH or tcp:HOST:PORT; NULL: nowhere */
 };
 
 /* Why a machine stopped. */
