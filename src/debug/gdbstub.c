@@ -38,6 +38,21 @@ struct gdbstub {
 	unsigned stopped_count;
 };
 
+/*
+ * Left over from an earlier run, with nobody listening? The question is put by a datagram socket, which a living stream
+ * socket refuses with another error, and without noticing.
+ */
+static bool socket_is_dead(const struct sockaddr_un *address)
+{
+	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	bool dead =
+	    fd >= 0 && connect(fd, (const struct sockaddr *)address, sizeof(*address)) < 0 && errno == ECONNREFUSED;
+
+	if (fd >= 0)
+		close(fd);
+	return dead;
+}
+
 static int listen_unix(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -49,9 +64,7 @@ static int listen_unix(const char *path)
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	if (fd < 0)
 		return -errno;
-	/* A socket that nobody listens on any more is left over from an earlier run. */
-	if (lstat(path, &status) == 0 && S_ISSOCK(status.st_mode) &&
-	    connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno == ECONNREFUSED)
+	if (lstat(path, &status) == 0 && S_ISSOCK(status.st_mode) && socket_is_dead(&address))
 		unlink(path);
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 1) < 0) {
 		int error = errno;
