@@ -16,16 +16,20 @@
  * loop. */
 #define EDGE_SPACING 24
 
+/* Ticks begin here, so that a load can be dated back before time 0. */
+#define TICK_BIAS (1ull << 32)
+
 static uint64_t ticks_now(struct pit_8254 *pit)
 {
-	return (unsigned __int128)clock_now(pit->clock) * PIT_8254_HZ / 1000000000u;
+	return TICK_BIAS + (uint64_t)((unsigned __int128)clock_now(pit->clock) * PIT_8254_HZ / 1000000000u);
 }
 
 static uint64_t tick_to_ns(uint64_t tick)
 {
-	unsigned __int128 ns = ((unsigned __int128)tick * 1000000000u + PIT_8254_HZ - 1) / PIT_8254_HZ;
+	uint64_t ticks = tick > TICK_BIAS ? tick - TICK_BIAS : 0;
+	unsigned __int128 ns = ((unsigned __int128)ticks * 1000000000u + PIT_8254_HZ - 1) / PIT_8254_HZ;
 
-	return ns > UINT64_MAX ? UINT64_MAX : (uint64_t)ns;
+	return ns > INT64_MAX ? INT64_MAX : (uint64_t)ns;
 }
 
 static bool periodic(const struct pit_8254_channel *channel)
@@ -486,15 +490,16 @@ static void channel_state(struct pit_8254_channel *channel, unsigned instance, s
 
 void pit_8254_state(struct pit_8254 *pit, struct state *state)
 {
-	state_begin(state, "pit-8254", 0, 1);
-	state_u8(state, "port61", &pit->port61);
-	state_bool(state, "irq0-level", &pit->irq0_level);
-	state_u64(state, "last-edge", &pit->last_edge);
-	pit->port61 &= 0x0f;
-	timer_state(&pit->timer, state, "timer");
-	state_end(state);
 	for (unsigned i = 0; i < CHANNELS; i++)
 		channel_state(&pit->channel[i], i, state);
-	if (state_loading(state))
+	state_begin(state, "pit-8254", 0, 1);
+	state_u8(state, "port61", &pit->port61);
+	state_u64(state, "last-edge", &pit->last_edge);
+	pit->port61 &= 0x0f;
+	if (state_loading(state)) {
 		pit_update(pit);
+		irq_line_set(&pit->irq0, pit->irq0_level);
+	}
+	timer_state(&pit->timer, state, "timer"); /* last: an edge that is due and was not delivered stays so */
+	state_end(state);
 }

@@ -211,18 +211,14 @@ static void accept_input(struct serial_16550 *serial)
 
 static uint8_t read_rbr(struct serial_16550 *serial)
 {
-	uint8_t byte = serial->receive.data[serial->receive.head]; /* empty: the last one again */
-
 	if (serial->receive.count) {
-		byte = fifo_get(&serial->receive);
-		if (!serial->receive.count && !(serial->fcr & FCR_ENABLE))
-			serial->receive.data[serial->receive.head] = byte;
+		serial->last_read = fifo_get(&serial->receive);
 		reveal_top(serial);
 		restart_timeout(serial);
 		serial_update(serial);
 		accept_input(serial);
 	}
-	return byte;
+	return serial->last_read; /* empty: the last one again */
 }
 
 static uint8_t read_iir(struct serial_16550 *serial)
@@ -462,7 +458,7 @@ void serial_16550_reset(struct serial_16550 *serial)
 	serial->msr = MSR_CTS | MSR_DSR | MSR_DCD;
 	serial->divisor = 12;
 	serial->thre_interrupt = serial->timeout_interrupt = false;
-	serial->polls = 0;
+	serial->polls = serial->last_read = 0;
 	serial_update(serial);
 }
 
@@ -504,6 +500,7 @@ void serial_16550_state(struct serial_16550 *serial, struct state *state)
 	state_bool(state, "thre-interrupt", &serial->thre_interrupt);
 	state_bool(state, "timeout-interrupt", &serial->timeout_interrupt);
 	state_u8(state, "polls", &serial->polls);
+	state_u8(state, "last-read", &serial->last_read);
 	timer_state(&serial->timeout, state, "timeout");
 	serial->ier &= 0x0f;
 	serial->fcr &= 0xc9;
