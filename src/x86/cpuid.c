@@ -487,7 +487,10 @@ void x86_cpuid(struct vcpu *vcpu, uint32_t leaf, uint32_t subleaf, uint32_t regi
 	if (!l || leaf > l->eax) {
 		if (model->amd || range == 0x40000000)
 			return;
-		leaf = leaf_find(model, 0, 0)->eax;
+		l = leaf_find(model, 0, 0);
+		if (!l)
+			return;
+		leaf = l->eax;
 	}
 	l = leaf_find(model, leaf, subleaf);
 	if (l) {

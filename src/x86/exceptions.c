@@ -353,7 +353,8 @@ static bool exception_try(struct vcpu *vcpu, const struct exception *exception)
 	    .vector = exception->vector,
 	    .has_error = exception->has_error && cpu_protected(&vcpu->state),
 	    .error = exception->error,
-	    .ext = 1,
+	    .ext = !exception->software,
+	    .software = exception->software,
 	    .set_rf = vector_is_fault(exception->vector) ||
 	              (exception->vector == VECTOR_DB && (exception->address & DR6_GENERAL_DETECT)),
 	};

@@ -3,8 +3,6 @@
  */
 #include <string.h>
 
-#include "devices/lapic.h"
-#include "machine/clock.h"
 #include "x86/mmu.h"
 #include "x86/system.h"
 
@@ -79,7 +77,7 @@ void cpu_reset(struct vcpu *vcpu, bool bsp)
 	s->msr.misc_enable = MISC_ENABLE;
 	s->msr.mcg_ctl = ~0ull;
 	s->msr.microcode_revision = MICROCODE_NEWEST;
-	s->tsc_offset = vcpu->clock ? 0 - clock_tsc(vcpu->clock) : 0;
+	s->tsc_offset = 0; /* the machine clock's TSC started at 0; all vCPUs agree to the tick, over a reset too */
 	s->activity = bsp ? ACTIVITY_RUNNING : ACTIVITY_WAIT_FOR_SIPI;
 	vcpu->x87_live = false;
 	derived_state_changed(vcpu);
