@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <x86intrin.h>
 
 #define STATE_FORMAT  1
 #define HEADER_LENGTH 16
@@ -36,9 +37,15 @@ struct state {
 	size_t capacity;
 	size_t section_start; /* saving: of the current section's fields */
 
+	/* Where the sections are: a hash table of offsets, 0 for an empty place, at most half full. Seeded, so that no
+	 * stream can be made to collide. */
+	size_t *index;
+	size_t index_size; /* a power of two */
+	size_t section_count;
+	uint64_t index_seed;
+
 	const uint8_t *data; /* loading: the stream; saving: buffer */
 	size_t length;
-	size_t next_section;       /* loading: where to look first */
 	size_t fields, fields_end; /* loading: of the current section */
 	size_t next_field;         /* loading: where to look first */
 };
@@ -171,20 +178,81 @@ static size_t sections_end(const struct state *state)
 	return state->loading ? state->length - END_LENGTH : state->length;
 }
 
+static uint64_t section_hash(const struct state *state, const uint8_t *name, size_t length, uint32_t instance)
+{
+	uint64_t hash = state->index_seed ^ instance;
+
+	for (size_t i = 0; i < length; i++) {
+		hash = (hash ^ name[i]) * 0x9e3779b97f4a7c15;
+		hash ^= hash >> 29;
+	}
+	hash *= 0xd6e8feb86659fd93;
+	return hash ^ hash >> 32;
+}
+
+/* The section's place in the index, or the empty place where it would go. */
+static size_t *index_place(const struct state *state, const uint8_t *name, size_t length, uint32_t instance,
+                           struct section_header *section)
+{
+	size_t at = section_hash(state, name, length, instance);
+
+	for (;; at++) {
+		size_t *place = &state->index[at & (state->index_size - 1)];
+		if (*place == 0)
+			return place;
+		section_parse(state, *place, sections_end(state), section);
+		if (section->instance == instance && section->name_length == length &&
+		    !memcmp(section->name, name, length))
+			return place;
+	}
+}
+
 static bool section_find(const struct state *state, const char *name, unsigned instance, struct section_header *section)
 {
-	size_t from = state->loading ? state->next_section : HEADER_LENGTH, end = sections_end(state);
+	return state->index && *index_place(state, (const uint8_t *)name, strlen(name), instance, section) != 0;
+}
 
-	for (int pass = 0; pass < 2; pass++) {
-		size_t stop = pass == 0 ? end : from;
-		for (size_t at = pass == 0 ? from : HEADER_LENGTH; at < stop; at = section->fields_end) {
-			if (!section_parse(state, at, end, section))
-				return false;
-			if (section->instance == instance && name_is(section->name, section->name_length, name))
-				return true;
-		}
+/* Makes room for one more. False: out of memory. */
+static bool index_grow(struct state *state)
+{
+	struct section_header section, other;
+	size_t old_size = state->index_size, *old = state->index;
+
+	if (state->section_count < old_size / 2)
+		return true;
+	size_t size = old_size ? 2 * old_size : 64;
+	size_t *index = calloc(size, sizeof(*index));
+	if (!index)
+		return false;
+	state->index = index;
+	state->index_size = size;
+	for (size_t i = 0; i < old_size; i++) {
+		if (old[i] == 0)
+			continue;
+		section_parse(state, old[i], sections_end(state), &section);
+		*index_place(state, section.name, section.name_length, section.instance, &other) = old[i];
 	}
-	return false;
+	free(old);
+	return true;
+}
+
+/* Loading, the stream is sound: NULL, or what is wrong with its sections. */
+static const char *index_build(struct state *state)
+{
+	struct section_header section, other;
+	size_t end = sections_end(state);
+
+	for (size_t at = HEADER_LENGTH; at < end; at = section.fields_end) {
+		if (!index_grow(state))
+			return "out of memory";
+		section_parse(state, at, end, &section);
+		size_t *place = index_place(state, section.name, section.name_length, section.instance, &other);
+		if (*place)
+			return "damaged (a section twice)";
+		*place = at;
+		state->section_count++;
+	}
+	return NULL;
 }
 
 static bool field_find(const struct state *state, const char *name, size_t start, size_t from, size_t end,
@@ -287,6 +355,7 @@ struct state *state_save_begin(void)
 		return NULL;
 	}
 	state->data = state->buffer;
+	state->index_seed = __rdtsc() ^ (uintptr_t)state;
 	put(state, magic, sizeof(magic));
 	put_u32(state, STATE_FORMAT);
 	put_u32(state, 0);
@@ -322,8 +391,10 @@ struct state *state_load_begin(const void *data, size_t length)
 	state->loading = true;
 	state->data = data;
 	state->length = length;
-	state->next_section = HEADER_LENGTH;
+	state->index_seed = __rdtsc() ^ (uintptr_t)state;
 	const char *why = stream_check(state);
+	if (!why)
+		why = index_build(state);
 	if (why)
 		fail(state, "%s", why);
 	return state;
@@ -333,6 +404,7 @@ void state_free(struct state *state)
 {
 	if (!state)
 		return;
+	free(state->index);
 	free(state->buffer);
 	free(state);
 }
@@ -365,8 +437,14 @@ static unsigned save_begin(struct state *state, const char *name, unsigned insta
 		fail(state, "section saved twice");
 		return 0;
 	}
+	if (!index_grow(state)) {
+		fail(state, "out of memory");
+		return 0;
+	}
 	if (!reserve(state, 2 + name_length + 16))
 		return 0;
+	*index_place(state, (const uint8_t *)name, name_length, instance, &section) = state->length;
+	state->section_count++;
 	put_u8(state, 'S');
 	put_u8(state, (uint8_t)name_length);
 	put(state, name, name_length);
@@ -390,7 +468,7 @@ static unsigned load_begin(struct state *state, const char *name, unsigned insta
 		return 0;
 	}
 	state->fields = state->next_field = section.fields;
-	state->fields_end = state->next_section = section.fields_end;
+	state->fields_end = section.fields_end;
 	return section.version;
 }
 

@@ -174,6 +174,33 @@ static void test_misuse(void **unused)
 	state_free(state);
 }
 
+/* Many sections are found again in any order. */
+static void test_many_sections(void **unused)
+{
+	enum { COUNT = 20000 };
+	struct state *save = state_save_begin();
+	size_t length;
+
+	for (uint32_t i = 0; i < COUNT; i++) {
+		state_begin(save, i & 1 ? "odd" : "even", i / 2, 1);
+		state_u32(save, "value", &i);
+		state_end(save);
+	}
+	const void *data = state_save_data(save, &length);
+	struct state *load = state_load_begin(data, length);
+	for (uint32_t i = COUNT; i-- > 0;) {
+		uint32_t value = 0;
+		state_begin(load, i & 1 ? "odd" : "even", i / 2, 1);
+		state_u32(load, "value", &value);
+		state_end(load);
+		assert_int_equal(value, i);
+	}
+	assert_false(state_has(load, "odd", COUNT));
+	assert_null(state_error(load));
+	state_free(load);
+	state_free(save);
+}
+
 static void test_large(void **unused)
 {
 	size_t count = 3 << 20, length;
@@ -299,6 +326,7 @@ int main(void)
 	    cmocka_unit_test(test_versions),
 	    cmocka_unit_test(test_misuse),
 	    cmocka_unit_test(test_large),
+	    cmocka_unit_test(test_many_sections),
 	    cmocka_unit_test(test_prefixes_and_flips),
 	    cmocka_unit_test(test_damage_past_the_checksum),
 	};
