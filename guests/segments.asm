@@ -492,15 +492,6 @@ sixteen_bit:
 
 user_level:
 	; Privileged instructions at CPL 3: #GP(0).
-%define USER_FAULT USER_FAULT_ __?LINE?__,
-%macro USER_FAULT_ 4+
-	jmp	%%past
-%%at:	%4
-	ud2
-%%past:
-	USER	%%at
-	CAUGHT_	%1, %2, %3, %%at
-%endmacro
 	USER_FAULT EXC_GP, 0, hlt
 	USER_FAULT EXC_GP, 0, lgdt [gdtr]
 	USER_FAULT EXC_GP, 0, lidt [idtr]
