@@ -296,7 +296,7 @@ static uint64_t pick_target(struct random *random, const struct isa_case *test, 
 		page = ISA_HIGH;
 	if (kind < 78) {
 		address = page + random_below(random, (uint32_t)(4096 - size + 1));
-		if (kind < 45)
+		if (kind < (size > 64 ? 74u : 45u))
 			address &= -(size > 64 ? 64 : size & (size - 1) ? 16 : size);
 		return address;
 	}

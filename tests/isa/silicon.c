@@ -182,7 +182,7 @@ static int choose_forms(struct run *run)
 
 static struct isa_form *pick_form(struct run *run, uint64_t bits)
 {
-	struct random random = {bits};
+	struct random random = {random_mix(bits ^ 0x5bd1e995)}; /* another sequence than the case's own */
 	unsigned at = random_below(&random, run->weight), g = 0;
 
 	while (at >= run->group[g].weight)
