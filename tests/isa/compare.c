@@ -3,8 +3,8 @@
  *
  * - flags that the decoder's table calls undefined after the instruction, and RF, which differs by how the processor
  *   was interrupted;
- * - x87 condition codes that the table calls undefined; FOP, FIP and FDP (also inside stored images): processors differ
- *   in when they update them, and ring3 documents its own rule in docs/quirks.md;
+ * - x87 condition codes that the table calls undefined; FOP, FIP and FDP, also inside stored images, unless the
+ *   instruction raised an unmasked exception: some processors record them only then;
  * - XSTATE_BV in a stored XSAVE image: which components are in their initial configuration depends on history (SDM 1
  *   13.6);
  * - the present bit in #PF's error code for addresses above user space, which Linux hides;
@@ -113,11 +113,20 @@ static void compare_registers(const struct isa_case *test, uint64_t undefined, c
 		differ(what, "gsbase");
 }
 
-static void compare_fpu(uint16_t undefined, const struct isa_outcome *native, const struct isa_outcome *guest,
-                        char *what)
+static void compare_fpu(const struct isa_case *test, uint16_t undefined, const struct isa_outcome *native,
+                        const struct isa_outcome *guest, char *what)
 {
 	if (native->x87.fcw != guest->x87.fcw)
 		differ(what, "fcw");
+	/* Surely recorded when the instruction has raised an unmasked exception, whatever else the processor does. */
+	if (native->x87.fsw & ~test->x87.fsw & 0x80) {
+		if (native->x87.fop != guest->x87.fop)
+			differ(what, "fop");
+		if (native->x87.fip != guest->x87.fip)
+			differ(what, "fip");
+		if (test->operand && native->x87.fdp != guest->x87.fdp)
+			differ(what, "fdp");
+	}
 	if ((native->x87.fsw ^ guest->x87.fsw) & ~undefined)
 		differ(what, "fsw(%#x)", (native->x87.fsw ^ guest->x87.fsw) & ~undefined);
 	if (native->x87.ftw != guest->x87.ftw)
@@ -220,7 +229,7 @@ bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded,
 		for (unsigned i = 0; i < 4; i++)
 			if (instruction->fpu_flags->undefined >> i & 1)
 				undefined |= (uint16_t[]){0x100, 0x200, 0x400, 0x4000}[i];
-	compare_fpu(undefined, native, guest, what);
+	compare_fpu(test, undefined, native, guest, what);
 	compare_memory(test, decoded, native, guest, what);
 	return !what[0];
 }

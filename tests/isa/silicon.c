@@ -22,6 +22,7 @@
 #include "opinion.h"
 
 #define FAILURES_MAX 8192
+#define EXIT_SKIPPED 77 /* as Meson understands it */
 #define WORKERS_MAX  64
 #define PROBES       8
 
@@ -45,7 +46,7 @@ struct options {
 	uint64_t seed, cases;
 	const char *form_pattern;
 	unsigned workers, seconds, show;
-	bool verbose, list, list_skipped, list_missing;
+	bool counts, verbose, list, list_skipped, list_missing;
 	uint64_t replay_seed, replay_key;
 	bool replay;
 };
@@ -63,6 +64,7 @@ struct run {
 	struct isa_forms forms;
 	struct group group[GROUPS];
 	unsigned weight, available;
+	bool ldt;
 	struct results *results;
 };
 
@@ -135,6 +137,7 @@ static int probe_forms(struct run *run)
 
 		form->suppressed = !there && !form->skip && !always_undefined(form);
 	}
+	run->ldt = runner && native_has_ldt(runner);
 	free(probe);
 	if (runner)
 		native_destroy_runner(runner);
@@ -402,6 +405,8 @@ static int report(struct run *run, double seconds)
 
 			covered += cases != 0;
 			least = cases < least ? cases : least;
+			if (run->options.counts)
+				printf("%8u %s\n", cases, run->forms.form[run->group[g].form[k]].name);
 		}
 	report_failures(run);
 	printf("isa-silicon: engine %s, seed %#llx: %llu cases of %u of %u forms (at least %u each) in %.1f s, %.0f "
@@ -414,6 +419,8 @@ static int report(struct run *run, double seconds)
 			printf(" %s %llu", vector_names[vector] ? vector_names[vector] : "?",
 			       (unsigned long long)results->vector[vector]);
 	putchar('\n');
+	if (!run->ldt)
+		puts("isa-silicon: this host has no modify_ldt: no 16-bit code, no segments in 32-bit code");
 	if (results->unborn * 50 > results->cases + 50)
 		printf("isa-silicon: %llu seeds gave no case\n", (unsigned long long)results->unborn);
 	if (results->broken)
@@ -489,6 +496,9 @@ static bool parse_options(int argc, char **argv, struct options *options)
 		case 'm':
 			options->list_missing = true;
 			break;
+		case 'c':
+			options->counts = true;
+			break;
 		case 'v':
 			options->verbose = true;
 			break;
@@ -538,6 +548,10 @@ int main(int argc, char **argv)
 		error = choose_forms(&run);
 	if (!error)
 		error = results_create(&run);
+	if (error == -ENOSYS) {
+		puts("isa-silicon: skipped: this host has no user-mode FSGSBASE (Linux 5.9)");
+		return EXIT_SKIPPED;
+	}
 	if (error) {
 		fprintf(stderr, "isa-silicon: %s\n", strerror(-error));
 		return 1;
