@@ -448,13 +448,21 @@ static const char usage[] =
 static bool parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option longs[] = {
-	    {"engine", required_argument, NULL, 'e'}, {"seed", required_argument, NULL, 's'},
-	    {"cases", required_argument, NULL, 'n'},  {"seconds", required_argument, NULL, 't'},
-	    {"form", required_argument, NULL, 'f'},   {"jobs", required_argument, NULL, 'j'},
-	    {"list", no_argument, NULL, 'l'},         {"list-skipped", no_argument, NULL, 'k'},
-	    {"list-missing", no_argument, NULL, 'm'}, {"show", required_argument, NULL, 'w'},
-	    {"verbose", no_argument, NULL, 'v'},      {"replay", required_argument, NULL, 'r'},
-	    {"help", no_argument, NULL, 'h'},         {0},
+	    {"engine", required_argument, NULL, 'e'},
+	    {"seed", required_argument, NULL, 's'},
+	    {"cases", required_argument, NULL, 'n'},
+	    {"seconds", required_argument, NULL, 't'},
+	    {"form", required_argument, NULL, 'f'},
+	    {"jobs", required_argument, NULL, 'j'},
+	    {"list", no_argument, NULL, 'l'},
+	    {"list-skipped", no_argument, NULL, 'k'},
+	    {"list-missing", no_argument, NULL, 'm'},
+	    {"show", required_argument, NULL, 'w'},
+	    {"counts", no_argument, NULL, 'c'},
+	    {"verbose", no_argument, NULL, 'v'},
+	    {"replay", required_argument, NULL, 'r'},
+	    {"help", no_argument, NULL, 'h'},
+	    {0},
 	};
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	char *rest;
