@@ -26,6 +26,7 @@
 #include <string.h>
 
 #include "devices/lapic.h"
+#include "x86/cpuid_host.h"
 #include "x86/system.h"
 
 enum { EAX, EBX, ECX, EDX };
@@ -115,18 +116,23 @@ uint64_t cpu_model_arch_capabilities(const struct cpu_model *model)
 #define XSAVE_LEGACY_SIZE 576u
 #define XSTATE_ALL        (XSTATE_X87 | XSTATE_SSE | XSTATE_AVX | XSTATE_AVX512)
 
-static void host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t r[4])
+static void host_cpuid(const struct cpuid_host *host, uint32_t leaf, uint32_t subleaf, uint32_t r[4])
 {
 	r[EAX] = r[EBX] = r[ECX] = r[EDX] = 0;
+	host->cpuid(host->owner, leaf, subleaf, r);
+}
+
+static void this_cpuid(void *owner, uint32_t leaf, uint32_t subleaf, uint32_t r[4])
+{
 	uint32_t max = __get_cpuid_max(leaf & 0x80000000, NULL);
 	if (max >= leaf)
 		__cpuid_count(leaf, subleaf, r[EAX], r[EBX], r[ECX], r[EDX]);
 }
 
-static uint64_t host_xcr0(void)
+static uint64_t this_xcr0(void)
 {
-	uint32_t r[4], low, high;
-	host_cpuid(1, 0, r);
+	uint32_t r[4] = {0}, low, high;
+	this_cpuid(NULL, 1, 0, r);
 	if (!(r[ECX] & BIT(27)))
 		return 0;
 	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -162,10 +168,10 @@ static void leaf_set(struct cpu_model *model, uint32_t leaf, uint32_t subleaf, b
 	l->edx = r[EDX];
 }
 
-static void leaf_copy(struct cpu_model *model, uint32_t leaf)
+static void leaf_copy(struct cpu_model *model, const struct cpuid_host *host, uint32_t leaf)
 {
 	uint32_t r[4];
-	host_cpuid(leaf, 0, r);
+	host_cpuid(host, leaf, 0, r);
 	leaf_set(model, leaf, 0, false, r);
 }
 
@@ -180,7 +186,7 @@ static bool leaf_is_indexed(uint32_t leaf)
 	return leaf == 4 || leaf == 7 || leaf == 0xb || leaf == 0xd || leaf == 0x1f || leaf == 0x8000001d;
 }
 
-static void add_features(struct cpu_model *model)
+static void add_features(struct cpu_model *model, const struct cpuid_host *host)
 {
 	bool avx = model->xcr0_supported & XSTATE_AVX,
 	     avx512 = (model->xcr0_supported & XSTATE_AVX512) == XSTATE_AVX512;
@@ -188,15 +194,15 @@ static void add_features(struct cpu_model *model)
 		const struct feature_register *f = &features[i];
 		if (f->leaf == 0x80000021 && !model->amd)
 			continue;
-		uint32_t host[4];
-		host_cpuid(f->leaf, f->subleaf, host);
+		uint32_t has[4];
+		host_cpuid(host, f->leaf, f->subleaf, has);
 		uint32_t mask = f->host;
 		if (!avx)
 			mask &= ~f->avx;
 		if (!avx512)
 			mask &= ~f->avx512;
 		struct cpuid_leaf *l = leaf_add(model, f->leaf, f->subleaf, leaf_is_indexed(f->leaf));
-		*leaf_register(l, f->index) |= (host[f->index] & mask) | f->always;
+		*leaf_register(l, f->index) |= (has[f->index] & mask) | f->always;
 	}
 }
 
@@ -223,12 +229,12 @@ static unsigned topology_shift(const struct cpu_model *model)
 }
 
 /* One package, one thread per core; the last-level cache is shared by all. */
-static void add_caches(struct cpu_model *model)
+static void add_caches(struct cpu_model *model, const struct cpuid_host *host)
 {
 	uint32_t leaf = model->amd ? 0x8000001d : 4, r[4];
 	uint32_t ids = (1u << topology_shift(model)) - 1;
 	for (uint32_t i = 0; i < 8; i++) {
-		host_cpuid(leaf, i, r);
+		host_cpuid(host, leaf, i, r);
 		unsigned type = r[EAX] & 31, level = r[EAX] >> 5 & 7;
 		uint32_t sharing = level >= 3 ? (model->amd ? model->cpu_count - 1 : ids) : 0;
 		if (type == 0)
@@ -239,11 +245,11 @@ static void add_caches(struct cpu_model *model)
 		leaf_set(model, leaf, i, true, r);
 	}
 	if (model->amd) {
-		leaf_copy(model, 0x80000005);
-		leaf_copy(model, 0x80000006);
+		leaf_copy(model, host, 0x80000005);
+		leaf_copy(model, host, 0x80000006);
 	} else {
-		leaf_copy(model, 2);
-		leaf_copy(model, 0x80000006);
+		leaf_copy(model, host, 2);
+		leaf_copy(model, host, 0x80000006);
 	}
 }
 
@@ -272,14 +278,14 @@ static void add_topology(struct cpu_model *model)
 }
 
 /* XCR0 components that both the host kernel enables and the list above needs; offsets and sizes are the host's. */
-static void add_xsave(struct cpu_model *model)
+static void add_xsave(struct cpu_model *model, const struct cpuid_host *host)
 {
 	uint32_t r[4];
 	model->xsave_size_max = XSAVE_LEGACY_SIZE;
 	for (unsigned i = 2; i < 63; i++) {
 		if (!(model->xcr0_supported >> i & 1))
 			continue;
-		host_cpuid(0xd, i, r);
+		host_cpuid(host, 0xd, i, r);
 		r[ECX] &= 2; /* aligned to 64 in the compacted form */
 		r[EDX] = 0;
 		leaf_set(model, 0xd, i, true, r);
@@ -294,37 +300,36 @@ static void add_xsave(struct cpu_model *model)
 	leaf_add(model, 0xd, 1, true)->ecx = (uint32_t)model->xss_supported;
 }
 
-static void add_identity(struct cpu_model *model)
+static void add_identity(struct cpu_model *model, const struct cpuid_host *host)
 {
 	uint32_t r[4];
-	host_cpuid(0, 0, r);
-	uint32_t last = model->amd ? 0x10 : 0x1f;
-	r[EAX] = r[EAX] < last && r[EAX] > 0xd ? r[EAX] : last;
+	host_cpuid(host, 0, 0, r);
+	r[EAX] = model->amd ? 0x10 : 0x1f;
 	leaf_set(model, 0, 0, false, r);
-	host_cpuid(1, 0, r);
+	host_cpuid(host, 1, 0, r);
 	leaf_add(model, 1, 0, false)->eax = r[EAX];
-	host_cpuid(7, 0, r);
+	host_cpuid(host, 7, 0, r);
 	leaf_add(model, 7, 0, true)->eax = 1;
 
-	host_cpuid(0x80000000, 0, r);
+	host_cpuid(host, 0x80000000, 0, r);
 	r[EAX] = model->amd ? 0x80000021 : 0x80000008;
 	leaf_set(model, 0x80000000, 0, false, r);
-	host_cpuid(0x80000001, 0, r);
+	host_cpuid(host, 0x80000001, 0, r);
 	struct cpuid_leaf *e1 = leaf_add(model, 0x80000001, 0, false);
 	e1->eax = r[EAX];
 	e1->ebx = r[EBX];
 	if (model->amd)
 		e1->edx |= leaf_add(model, 1, 0, false)->edx & AMD_MIRROR;
 	for (uint32_t leaf = 0x80000002; leaf <= 0x80000004; leaf++)
-		leaf_copy(model, leaf);
-	host_cpuid(0x80000008, 0, r);
+		leaf_copy(model, host, leaf);
+	host_cpuid(host, 0x80000008, 0, r);
 	model->physical_bits = r[EAX] & 0xff;
 	if (model->physical_bits < 36 || model->physical_bits > 52)
 		model->physical_bits = 40;
 	leaf_add(model, 0x80000008, 0, false)->eax = model->physical_bits | 48 << 8;
 	if (model->amd) {
-		leaf_copy(model, 0x80000019);
-		leaf_copy(model, 0x8000001a);
+		leaf_copy(model, host, 0x80000019);
+		leaf_copy(model, host, 0x8000001a);
 	}
 }
 
@@ -393,32 +398,39 @@ static int parse(struct cpu_model *model, const char *specification, char *why)
 	return 0;
 }
 
-int cpu_model_create(struct cpu_model *model, const char *specification, unsigned cpu_count, uint64_t tsc_khz,
-                     char *why)
+int cpu_model_create_from(struct cpu_model *model, const struct cpuid_host *host, const char *specification,
+                          unsigned cpu_count, uint64_t tsc_khz, char *why)
 {
 	memset(model, 0, sizeof(*model));
 	if (parse(model, specification, why))
 		return -EINVAL;
 	uint32_t r[4];
-	host_cpuid(0, 0, r);
+	host_cpuid(host, 0, 0, r);
 	model->amd = r[EBX] == signature_AMD_ebx || r[EBX] == 0x6f677948 /* Hygon */;
 	model->cpu_count = cpu_count ? cpu_count : 1;
 	model->tsc_khz = tsc_khz;
-	model->xcr0_supported = host_xcr0() & XSTATE_ALL;
+	model->xcr0_supported = host->xcr0 & XSTATE_ALL;
 	if ((model->xcr0_supported & XSTATE_AVX512) != XSTATE_AVX512)
 		model->xcr0_supported &= ~XSTATE_AVX512;
 
-	add_features(model);
+	add_features(model, host);
 	if (!model->xcr0_supported)
 		leaf_add(model, 1, 0, false)->ecx &= ~BIT(26);
 	add_topology(model);
-	add_identity(model);
+	add_identity(model, host);
 	add_mitigations(model);
-	add_caches(model);
-	add_xsave(model);
+	add_caches(model, host);
+	add_xsave(model, host);
 	add_hypervisor(model);
 	derive_flags(model);
 	return 0;
+}
+
+int cpu_model_create(struct cpu_model *model, const char *specification, unsigned cpu_count, uint64_t tsc_khz,
+                     char *why)
+{
+	const struct cpuid_host host = {.cpuid = this_cpuid, .xcr0 = this_xcr0()};
+	return cpu_model_create_from(model, &host, specification, cpu_count, tsc_khz, why);
 }
 
 /* Bytes that XSAVE (or XSAVEC, XSAVES: compacted) needs for these components. */

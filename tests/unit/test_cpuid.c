@@ -3,6 +3,7 @@
  */
 #include <cpuid.h>
 
+#include "x86/cpuid_host.h"
 #include "x86_fixture.h"
 
 #define BIT(n) (1u << (n))
@@ -200,6 +201,94 @@ static void test_mitigations(void **state)
 	assert_int_equal(cpu_model_arch_capabilities(&f->model), 0);
 }
 
+/* An Ice Lake server without its tables' boring parts. */
+static void ice_lake(void *owner, uint32_t leaf, uint32_t subleaf, uint32_t r[4])
+{
+	static const struct cpuid_leaf leaves[] = {
+	    {0, 0, false, 0x1b, 0x756e6547, 0x6c65746e, 0x49656e69},
+	    {1, 0, false, 0x606a6, 0x00400800, 0x7ffefbff, 0xbfebfbff},
+	    {2, 0, false, 0x00feff01, 0xf0, 0, 0},
+	    {4, 0, true, 0x7c004121, 0x02c0003f, 0x3f, 0},
+	    {4, 1, true, 0x7c004122, 0x01c0003f, 0x3f, 0},
+	    {4, 2, true, 0x7c004143, 0x04c0003f, 0x3ff, 0},
+	    {4, 3, true, 0x7c0fc163, 0x02c0003f, 0xbfff, 4},
+	    {7, 0, true, 0, 0xf3bfbfff, 0x40417f5e, 0xfc184410}, /* with PKU, HLE, RTM, SGX bits */
+	    {0xd, 0, true, 0x2e7, 0xa88, 0xa88, 0},
+	    {0xd, 1, true, 0xf, 0xa08, 0x1900, 0},
+	    {0xd, 2, true, 0x100, 0x240, 0, 0},
+	    {0xd, 5, true, 0x40, 0x440, 0, 0},
+	    {0xd, 6, true, 0x200, 0x480, 0, 0},
+	    {0xd, 7, true, 0x400, 0x680, 0, 0},
+	    {0xd, 9, true, 8, 0xa80, 0, 0},
+	    {0x80000000, 0, false, 0x80000008, 0, 0, 0},
+	    {0x80000001, 0, false, 0, 0, 0x121, 0x2c100800},
+	    {0x80000008, 0, false, 0x3934, 0x200, 0, 0},
+	};
+	for (size_t i = 0; i < sizeof(leaves) / sizeof(leaves[0]); i++)
+		if (leaves[i].leaf == leaf && (!leaves[i].indexed || leaves[i].subleaf == subleaf)) {
+			r[EAX] = leaves[i].eax;
+			r[EBX] = leaves[i].ebx;
+			r[ECX] = leaves[i].ecx;
+			r[EDX] = leaves[i].edx;
+		}
+}
+
+static void test_intel(void **state)
+{
+	struct fixture *f = *state;
+	struct cpuid_host host = {.cpuid = ice_lake, .xcr0 = 0x2e7};
+	uint32_t r[4];
+	char why[256];
+	assert_int_equal(cpu_model_create_from(&f->model, &host, "host", 6, 2400000, why), 0);
+	assert_false(f->model.amd);
+	assert_true(f->model.avx512 && f->model.rdpid && f->model.fsgsbase && f->model.lzcnt);
+	assert_int_equal(f->model.physical_bits, 52);
+	assert_int_equal(f->model.xcr0_supported, 0xe7); /* no PKRU */
+	assert_int_equal(f->model.xsave_size_max, 0xa80);
+	x86_cpuid(&f->vcpu, 1, 0, r);
+	assert_int_equal(r[EBX] >> 16 & 0xff, 8); /* six CPUs: eight IDs */
+	assert_false(r[ECX] & (BIT(3) | BIT(5) | BIT(6) | BIT(15)));
+	x86_cpuid(&f->vcpu, 4, 0, r);
+	assert_int_equal(r[EAX], 0x1c000121); /* private; eight core IDs */
+	x86_cpuid(&f->vcpu, 4, 3, r);
+	assert_int_equal(r[EAX], 0x1c01c163); /* shared by eight */
+	x86_cpuid(&f->vcpu, 4, 4, r);
+	assert_int_equal(r[EAX], 0);
+	x86_cpuid(&f->vcpu, 7, 0, r);
+	assert_false(r[EBX] & (BIT(2) | BIT(4) | BIT(11) | BIT(25)));
+	assert_false(r[ECX] & (BIT(3) | BIT(4) | BIT(16) | BIT(30)));
+	assert_int_equal(r[EDX], BIT(4) | BIT(26) | BIT(29));
+	x86_cpuid(&f->vcpu, 0x1f, 1, r);
+	assert_int_equal(r[EAX], 3);
+	assert_int_equal(r[EBX], 6);
+	x86_cpuid(&f->vcpu, 0x80000000, 0, r);
+	assert_int_equal(r[EAX], 0x80000008);
+	x86_cpuid(&f->vcpu, 0x80000008, 0, r);
+	assert_int_equal(r[EAX], 0x3034);
+	assert_int_equal(r[EBX], 0); /* no WBNOINVD */
+	assert_int_equal(x86_rdmsr(&f->vcpu, 0x10a) & 0x3b, 0x3b);
+	/* The host kernel holds AVX-512 back: the guest does not see it. */
+	host.xcr0 = 7;
+	assert_int_equal(cpu_model_create_from(&f->model, &host, "host", 1, 2400000, why), 0);
+	x86_cpuid(&f->vcpu, 7, 0, r);
+	assert_false(r[EBX] & (BIT(16) | BIT(17) | BIT(30) | BIT(31)));
+	assert_true(r[EBX] & BIT(5));
+	assert_int_equal(f->model.xcr0_supported, 7);
+	/* Nor AVX. */
+	host.xcr0 = 3;
+	assert_int_equal(cpu_model_create_from(&f->model, &host, "host", 1, 2400000, why), 0);
+	x86_cpuid(&f->vcpu, 1, 0, r);
+	assert_false(r[ECX] & (BIT(12) | BIT(28) | BIT(29)));
+	x86_cpuid(&f->vcpu, 7, 0, r);
+	assert_false(r[EBX] & BIT(5));
+	assert_false(r[ECX] & (BIT(9) | BIT(10)));
+	/* And no XSAVE at all. */
+	host.xcr0 = 0;
+	assert_int_equal(cpu_model_create_from(&f->model, &host, "host", 1, 2400000, why), 0);
+	x86_cpuid(&f->vcpu, 1, 0, r);
+	assert_false(r[ECX] & BIT(26));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, fixture_destroy)
@@ -211,6 +300,7 @@ int main(void)
 	    T(test_topology),
 	    T(test_hypervisor),
 	    T(test_mitigations),
+	    T(test_intel),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }

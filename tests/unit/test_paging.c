@@ -1,6 +1,8 @@
 /*
  * The page walk in every mode: sizes, reserved bits, rights, accessed and dirty bits, error codes.
  */
+#include <pthread.h>
+
 #include "x86_fixture.h"
 
 #define P  0x001ull
@@ -406,6 +408,46 @@ static void test_random_tables(void **state)
 	assert_true(done > 0 && faults > 0);
 }
 
+struct race {
+	uint64_t *entry;
+	_Atomic bool stop;
+	bool wrong;
+};
+
+/* Another processor: maps, takes away by an exchange, and looks whether it comes back. */
+static void *mapper(void *argument)
+{
+	struct race *race = argument;
+	for (unsigned round = 0; round < 20000; round++) {
+		__atomic_store_n(race->entry, PAGE | P | RW | US, __ATOMIC_SEQ_CST);
+		for (volatile unsigned i = 0; i < round % 64; i++)
+			;
+		__atomic_exchange_n(race->entry, 0, __ATOMIC_SEQ_CST);
+		for (volatile unsigned i = 0; i < 64; i++)
+			race->wrong |= __atomic_load_n(race->entry, __ATOMIC_RELAXED) != 0;
+	}
+	atomic_store(&race->stop, true);
+	return NULL;
+}
+
+/* A and D are set only in an entry that is still what was read: a page taken away stays away. */
+static void test_atomic_dirty(void **state)
+{
+	struct fixture *f = setup_4level(state);
+	struct race race = {.entry = memory_pointer(&f->memory, PT + 8, 8)};
+	struct paging_result r;
+	pthread_t thread;
+	*race.entry = 0;
+	assert_int_equal(pthread_create(&thread, NULL, mapper, &race), 0);
+	while (!atomic_load(&race.stop))
+		if (paging_walk(&f->vcpu, 0x1000, MMU_WRITE, MMU_USER, false, &r))
+			assert_int_equal(r.physical, PAGE);
+		else
+			assert_int_equal(r.error, PF_USER | PF_WRITE);
+	pthread_join(thread, NULL);
+	assert_false(race.wrong);
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, fixture_destroy)
@@ -427,6 +469,7 @@ int main(void)
 	    T(test_control_register_rules),
 	    T(test_long_mode_switch),
 	    T(test_random_tables),
+	    T(test_atomic_dirty),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
