@@ -1,6 +1,7 @@
 /*
- * The PC's map: every fixed port, memory address and interrupt of the machine in one place. Chips take their base from machine/pc.c,
- * which takes it from here; the loader's tables (E820, ACPI) and src/boot/dsdt.asl, which is preprocessed with this header, say the same to the guest.
+ * The PC's map: every fixed port, memory address and interrupt of the machine in one place. Chips take their base from
+ * machine/pc.c, which takes it from here; the loader's tables (E820, ACPI) and src/boot/dsdt.asl, which is preprocessed
+ * with this header, say the same to the guest.
  *
  * Only object-like macros with plain numbers, and no #pragma once: the ASL compiler's preprocessor reads this file too.
  */
@@ -45,7 +46,7 @@
 #define PC_ACPI_PM_TIMER_LENGTH    4
 #define PC_ACPI_GPE0               0x0620 /* status, enable: two bytes each; no event is wired yet */
 #define PC_ACPI_GPE0_LENGTH        4
-#define PC_ACPI_S5_TYPE            0 /* SLP_TYP that means soft off */
+#define PC_ACPI_S5_TYPE            0    /* SLP_TYP that means soft off */
 #define PC_RESET_VALUE             0x06 /* written to PC_PORT_RESET: full reset */
 #define PC_RTC_CENTURY             0x32 /* CMOS register */
 
@@ -62,16 +63,16 @@
 #define PC_GSI_PIT     2 /* the PIT's pin of the I/O APIC */
 
 /*
- * PCI INTx: pin p (0 is INTA) of slot s on bus 0 pulls PIRQ (s + p - 1) & 3, which the ISA bridge's registers 60h-63h route to one of
- * IRQ 5, 10 and 11 (level, active high). These are their values after reset.
+ * PCI INTx: pin p (0 is INTA) of slot s on bus 0 pulls PIRQ (s + p - 1) & 3, which the ISA bridge's registers 60h-63h
+ * route to one of IRQ 5, 10 and 11 (level, active high). These are their values after reset.
  */
-#define PC_PIRQ_REGISTERS  0x60
-#define PC_PIRQ_A_IRQ      10
-#define PC_PIRQ_B_IRQ      10
-#define PC_PIRQ_C_IRQ      11
-#define PC_PIRQ_D_IRQ      11
-#define PC_PCI_HOST_SLOT   0 /* 00:00.0 host bridge */
-#define PC_PCI_ISA_SLOT    1 /* 00:01.0 ISA bridge */
+#define PC_PIRQ_REGISTERS 0x60
+#define PC_PIRQ_A_IRQ     10
+#define PC_PIRQ_B_IRQ     10
+#define PC_PIRQ_C_IRQ     11
+#define PC_PIRQ_D_IRQ     11
+#define PC_PCI_HOST_SLOT  0 /* 00:00.0 host bridge */
+#define PC_PCI_ISA_SLOT   1 /* 00:01.0 ISA bridge */
 
 /* Memory. RAM ends at 3 GiB at most (MEMORY_LOW_MAX) and goes on at 4 GiB. */
 #define PC_EBDA                0x0009fc00 /* 1 KiB, up to the VGA hole */
@@ -86,8 +87,8 @@
 #define PC_IOAPIC              0xfec00000
 #define PC_IOAPIC_LENGTH       0x00001000
 #define PC_LAPIC               0xfee00000
-#define PC_LAPIC_LENGTH        0x00100000 /* with the MSI range */
-#define PC_FIRMWARE_END        0x100000000 /* flash ends here */
+#define PC_LAPIC_LENGTH        0x00100000   /* with the MSI range */
+#define PC_FIRMWARE_END        0x100000000  /* flash ends here */
 #define PC_PCI_WINDOW64        0x4000000000 /* 256 GiB: above any RAM, below 39 physical bits' end */
 #define PC_PCI_WINDOW64_LENGTH 0x4000000000
 
