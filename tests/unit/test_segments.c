@@ -876,6 +876,125 @@ static void test_io_permission(void **state)
 	ASSERT_FAULT(f, VECTOR_GP, 0, x86_check_io(v, 0x60, 1)); /* a 16-bit TSS has none */
 }
 
+/*
+ * Every access byte, CPL and RPL, against the manual's conditions written down once more, as tables of plain conditions
+ * (SDM 2B MOV, 2A JMP, 2A LAR).
+ */
+struct expectation {
+	int vector; /* -1: none */
+	bool code, conforming, readable, writable, present, system;
+	unsigned dpl;
+};
+
+static struct expectation decode(unsigned access)
+{
+	return (struct expectation){
+	    .vector = -1,
+	    .system = !(access & 0x10),
+	    .code = (access & 0x18) == 0x18,
+	    .conforming = (access & 0x1c) == 0x1c,
+	    .readable = (access & 0x18) == 0x10 || (access & 0x1a) == 0x1a,
+	    .writable = (access & 0x1a) == 0x12,
+	    .present = access & 0x80,
+	    .dpl = access >> 5 & 3,
+	};
+}
+
+static int expect_data(unsigned access, unsigned cpl, unsigned rpl)
+{
+	struct expectation e = decode(access);
+	if (e.system || !e.readable)
+		return VECTOR_GP;
+	if (!e.conforming && (rpl > e.dpl || cpl > e.dpl))
+		return VECTOR_GP;
+	return e.present ? -1 : VECTOR_NP;
+}
+
+static int expect_stack(unsigned access, unsigned cpl, unsigned rpl)
+{
+	struct expectation e = decode(access);
+	if (rpl != cpl || !e.writable || e.dpl != cpl)
+		return VECTOR_GP;
+	return e.present ? -1 : VECTOR_SS;
+}
+
+/* Direct far jumps to code; system types are looked at elsewhere. */
+static int expect_jump(unsigned access, unsigned cpl, unsigned rpl)
+{
+	struct expectation e = decode(access);
+	if (!e.code)
+		return VECTOR_GP;
+	if (e.conforming ? e.dpl > cpl : rpl > cpl || e.dpl != cpl)
+		return VECTOR_GP;
+	return e.present ? -1 : VECTOR_NP;
+}
+
+static void any_cpl(struct fixture *f, unsigned cpl)
+{
+	struct cpu_state *s = &f->vcpu.state;
+	s->segment[SEG_CS] = segment_of((uint16_t)(CODE0 | cpl), CODE(cpl) | FLAT);
+	s->segment[SEG_SS] = segment_of((uint16_t)(DATA0 | cpl), DATA(cpl) | FLAT);
+	mmu_update_view(&f->vcpu);
+}
+
+static int try_load(struct fixture *f, enum segment_register segment, uint16_t selector)
+{
+	return RAISED(f, segment_load(&f->vcpu, segment, selector));
+}
+
+static int try_jump(struct fixture *f, uint16_t selector)
+{
+	return RAISED(f, x86_far_jump(&f->vcpu, selector, 0x10, 4, 0));
+}
+
+static int try_return(struct fixture *f)
+{
+	return RAISED(f, x86_far_return(&f->vcpu, 4, 0, 0));
+}
+
+static int expect_return(unsigned access, unsigned cpl, unsigned rpl)
+{
+	struct expectation e = decode(access);
+	if (!e.code || rpl < cpl || (e.conforming ? e.dpl > rpl : e.dpl != rpl))
+		return VECTOR_GP;
+	return e.present ? -1 : VECTOR_NP;
+}
+
+static void test_every_access_byte(void **state)
+{
+	struct fixture *f = *state;
+	for (unsigned access = 0; access < 256; access++)
+		for (unsigned cpl = 0; cpl < 4; cpl++)
+			for (unsigned rpl = 0; rpl < 4; rpl++) {
+				uint16_t selector = (uint16_t)(SPARE | rpl);
+				uint64_t raw = descriptor(0, 0xfffff, access | FLAT);
+				put64(f, GDT + SPARE, raw);
+				any_cpl(f, cpl);
+				int wanted = expect_data(access, cpl, rpl);
+				assert_int_equal(try_load(f, SEG_ES, selector), wanted);
+				assert_int_equal(get(f, GDT + SPARE, 8), wanted < 0 ? raw | 1ull << 40 : raw);
+				put64(f, GDT + SPARE, raw);
+				wanted = expect_stack(access, cpl, rpl);
+				assert_int_equal(try_load(f, SEG_SS, selector), wanted);
+				if (wanted >= 0)
+					assert_int_equal(f->vcpu.exception.error, SPARE);
+				put64(f, GDT + SPARE, raw);
+				if (access & 0x10) {
+					any_cpl(f, cpl);
+					assert_int_equal(try_jump(f, selector), expect_jump(access, cpl, rpl));
+					assert_int_equal(cpu_cpl(&f->vcpu.state), cpl);
+				}
+				if (rpl == cpl) { /* returns at the same level */
+					any_cpl(f, cpl);
+					f->vcpu.state.gpr[RSP] = STACK;
+					put32(f, STACK, 0x10);
+					put32(f, STACK + 4, selector);
+					put64(f, GDT + SPARE, raw);
+					assert_int_equal(try_return(f), expect_return(access, cpl, rpl));
+				}
+			}
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, fixture_destroy)
@@ -901,6 +1020,7 @@ int main(void)
 	    T(test_task_16bit_and_debug_trap),
 	    T(test_task_cr3),
 	    T(test_io_permission),
+	    T(test_every_access_byte),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
