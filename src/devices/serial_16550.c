@@ -438,6 +438,11 @@ static void chardev_more(void *owner)
 	chardev_accept_input(owner);
 }
 
+static void chardev_break(void *owner)
+{
+	serial_16550_receive_break(owner);
+}
+
 void serial_16550_connect_chardev(struct serial_16550 *serial, struct chardev *chardev)
 {
 	struct chardev_client client = {.can_receive = serial_16550_can_receive,
