@@ -268,7 +268,6 @@ static struct mmu_tlb_entry *fill(struct vcpu *vcpu, uint64_t linear, enum mmu_a
 
 	if (cpu_long_mode(&vcpu->state) && !cpu_canonical(linear))
 		x86_raise(vcpu, VECTOR_GP);
-	vcpu->counters.page_walks++;
 	if (!paging_walk(vcpu, linear, access, view, false, &walk))
 		x86_raise_page_fault(vcpu, linear, walk.error);
 	*physical = walk.physical;

@@ -1,0 +1,66 @@
+/*
+ * The slow ways of memory operands, and the address slots.
+ */
+#include "engines/interpreter/access.h"
+
+#include "x86/segments.h"
+
+/* GDT and the like aside, only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). */
+void slow_check(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
+{
+	if (unlikely(!cpu_canonical(linear) || !cpu_canonical(linear + size - 1)) && cpu_64bit_code(&vcpu->state))
+		x86_raise(vcpu, insn->stack_segment ? VECTOR_SS : VECTOR_GP);
+}
+
+uint64_t slow_read(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
+{
+	slow_check(vcpu, insn, linear, size);
+	return mmu_read(vcpu, linear, size);
+}
+
+void slow_write(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size, uint64_t value)
+{
+	slow_check(vcpu, insn, linear, size);
+	mmu_write(vcpu, linear, size, value);
+}
+
+uint64_t slow_read_for_write(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
+{
+	slow_check(vcpu, insn, linear, size);
+	mmu_probe_write(vcpu, linear, size);
+	return mmu_read(vcpu, linear, size);
+}
+
+void raise_misaligned(struct vcpu *vcpu, uint64_t linear, unsigned size)
+{
+	if (linear & (size - 1))
+		x86_raise(vcpu, VECTOR_AC);
+}
+
+#define ADDRESS_SLOT(kind)                                                                                             \
+	void address_##kind(PARAMETERS)                                                                                \
+	{                                                                                                              \
+		ADDRESS_##kind;                                                                                        \
+		return insn[1].run_at(vcpu, insn + 1, flags, tlb, linear);                                             \
+	}
+ADDRESS_SLOT(b64)
+ADDRESS_SLOT(f64)
+ADDRESS_SLOT(b32)
+ADDRESS_SLOT(f32)
+
+void address_general(PARAMETERS)
+{
+	uint64_t offset = REG64(insn->base) + (REG64(insn->index) << insn->scale) + (uint64_t)(int64_t)insn->displacement +
+			  insn->immediate;
+
+	if (insn->b & GENERAL_MASK32)
+		offset = (uint32_t)offset;
+	else if (insn->b & GENERAL_MASK16)
+		offset = (uint16_t)offset;
+	SLOW_ENTER;
+	uint64_t linear = segment_linear(vcpu, GENERAL_SEGMENT(insn->b), offset, insn->a ? insn->a : 1, insn->b & GENERAL_WRITE);
+	/* Vectors have rules of their own, and host-executed forms get #AC from the silicon. */
+	if (insn->b & GENERAL_ALIGN)
+		check_alignment(vcpu, linear, insn->a);
+	return insn[1].run_at(vcpu, insn + 1, flags, tlb, linear);
+}

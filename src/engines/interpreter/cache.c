@@ -1,0 +1,356 @@
+/*
+ * Finding, decoding and keeping blocks (cache.h).
+ *
+ * The arena fills from below with blocks and from above with what block_allocate() gives out. A dead block (its page was written) stays where it is
+ * until the arena is emptied, but its bytes are compared first: often the page was written elsewhere.
+ */
+#include "engines/interpreter/cache.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "debug/trace.h"
+#include "engines/interpreter/decode.h"
+#include "x86/system.h"
+
+#define ARENA_BYTES  (12u << 20)
+#define HASH_BITS    15
+#define HASH_SIZE    (1u << HASH_BITS)
+#define SLOTS_MAX    (2 * BLOCK_INSTRUCTIONS_MAX + 2)
+#define BYTES_MAX    (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
+#define RESERVE      (sizeof(struct block) + SLOTS_MAX * sizeof(struct insn) + BYTES_MAX + 64 * 128)
+#define USAGE_FULL   90 /* percent of the native arena */
+#define USAGE_CHECK  64 /* look at it once in so many blocks */
+
+struct block_cache {
+	uint8_t *arena;
+	size_t low, high; /* used below low and from high on */
+	struct block *hash[HASH_SIZE];
+	ZydisDecoder decoder[3]; /* by MODE_SIZE */
+	unsigned since_check;
+	_Atomic uint32_t no_generation; /* of code that is not in RAM: always 0 */
+};
+
+int block_cache_create(struct interpreter *interpreter)
+{
+	struct block_cache *cache = calloc(1, sizeof(*cache));
+
+	if (!cache)
+		return -ENOMEM;
+	cache->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (cache->arena == MAP_FAILED) {
+		free(cache);
+		return -ENOMEM;
+	}
+	cache->high = ARENA_BYTES;
+	interpreter->cache = cache;
+	return 0;
+}
+
+void block_cache_destroy(struct interpreter *interpreter)
+{
+	if (!interpreter->cache)
+		return;
+	munmap(interpreter->cache->arena, ARENA_BYTES);
+	free(interpreter->cache);
+	interpreter->cache = NULL;
+}
+
+/* The decoders follow the guest's CPU where vendors and models differ. */
+static void init_decoders(struct vcpu *vcpu, struct block_cache *cache)
+{
+	static const struct {
+		ZydisMachineMode mode;
+		ZydisStackWidth stack;
+	} modes[3] = {
+		{ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16},
+		{ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
+		{ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
+	};
+	const struct cpu_model *model = vcpu->model;
+
+	for (unsigned i = 0; i < 3; i++) {
+		ZydisDecoder *decoder = &cache->decoder[i];
+		ZydisDecoderInit(decoder, modes[i].mode, modes[i].stack);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, model && model->amd);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, !model || model->lzcnt);
+		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, !model || model->bmi1);
+	}
+}
+
+void block_cache_flush(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	struct block_cache *cache = interpreter->cache;
+
+	cache->low = 0;
+	cache->high = ARENA_BYTES;
+	memset(cache->hash, 0, sizeof(cache->hash));
+	memset(interpreter->jump_cache, 0, sizeof(interpreter->jump_cache));
+	interpreter->pending = NULL;
+	init_decoders(vcpu, cache);
+	/* The model or the forms' number may have asked for this: start afresh. */
+	if (interpreter->native && native_usage(interpreter->native) >= USAGE_FULL / 2)
+		native_flush(interpreter->native);
+}
+
+void *block_allocate(struct decoder *d, size_t bytes)
+{
+	struct block_cache *cache = d->interpreter->cache;
+
+	bytes = (bytes + 15) & ~(size_t)15;
+	/* RESERVE was free when the block was begun, and foresees this. */
+	if (cache->high < bytes)
+		return NULL;
+	cache->high -= bytes;
+	return cache->arena + cache->high;
+}
+
+static unsigned hash_of(uint64_t physical, uint32_t mode)
+{
+	uint64_t key = physical ^ (uint64_t)mode << 40;
+
+	return (unsigned)(key * 0x9e3779b97f4a7c15ull >> (64 - HASH_BITS));
+}
+
+/* Fetching. */
+
+static uint64_t linear_of(struct vcpu *vcpu)
+{
+	const struct cpu_state *s = &vcpu->state;
+
+	if (cpu_64bit_code(s)) {
+		if (!cpu_canonical(s->rip))
+			x86_raise(vcpu, VECTOR_GP);
+		return s->rip;
+	}
+	if (s->rip > s->segment[SEG_CS].limit)
+		x86_raise(vcpu, VECTOR_GP);
+	return (uint32_t)(s->segment[SEG_CS].base + s->rip);
+}
+
+/* Copies `length` bytes of code within one page. */
+static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigned length)
+{
+	const uint8_t *host = memory_pointer(vcpu->memory, physical, length);
+
+	for (unsigned i = 0; i < length; i++)
+		buffer[i] = host ? ((const volatile uint8_t *)host)[i] : (uint8_t)vcpu_mmio_read(vcpu, physical + i, 1);
+}
+
+struct fetched {
+	uint64_t linear, physical;
+	unsigned available; /* bytes up to the page's end, no more than a block can use */
+	uint8_t bytes[BYTES_MAX + ZYDIS_MAX_INSTRUCTION_LENGTH];
+};
+
+static ZyanStatus decode_at(struct decoder *d, const uint8_t *bytes, unsigned length)
+{
+	const ZydisDecoder *decoder = &d->interpreter->cache->decoder[d->mode & MODE_SIZE];
+
+	d->bytes = bytes;
+	return ZydisDecoderDecodeFull(decoder, bytes, length < ZYDIS_MAX_INSTRUCTION_LENGTH ? length : ZYDIS_MAX_INSTRUCTION_LENGTH,
+				      &d->instruction, d->operand);
+}
+
+/* Emits the instruction that `status` speaks of. False: more bytes are needed. */
+static bool emit_decoded(struct decoder *d, ZyanStatus status, unsigned length)
+{
+	if (ZYAN_SUCCESS(status)) {
+		decode_instruction(d);
+		return true;
+	}
+	if (status == ZYDIS_STATUS_NO_MORE_DATA && length < ZYDIS_MAX_INSTRUCTION_LENGTH)
+		return false;
+	d->instruction.length = 0;
+	d->block->crosses = true; /* the bytes that were looked at are not known: never revived, never chained */
+	d->block->second_page = ~0ull;
+	if (status == ZYDIS_STATUS_INSTRUCTION_TOO_LONG || status == ZYDIS_STATUS_NO_MORE_DATA)
+		emit_too_long(d);
+	else
+		emit_invalid(d);
+	return true;
+}
+
+/* The block's only instruction goes on in the next page: fetches that, which may fault, and watches both. */
+static void decode_crossing(struct vcpu *vcpu, struct decoder *d, struct fetched *fetched)
+{
+	struct block *block = d->block;
+	uint64_t next_page = (fetched->linear | 0xfff) + 1, physical;
+	unsigned more = ZYDIS_MAX_INSTRUCTION_LENGTH - fetched->available;
+
+	if (!cpu_long_mode(&vcpu->state))
+		next_page = (uint32_t)next_page;
+	if (!cpu_canonical(next_page))
+		x86_raise(vcpu, VECTOR_GP);
+	mmu_entry(vcpu, next_page, MMU_EXECUTE, &physical);
+	block->crosses = true;
+	block->second_page = physical;
+	if (memory_is_ram(vcpu->memory, physical))
+		block->second_generation = memory_watch_code(vcpu->memory, physical);
+	fetch(vcpu, physical, fetched->bytes + fetched->available, more);
+	ZyanStatus status = decode_at(d, fetched->bytes, ZYDIS_MAX_INSTRUCTION_LENGTH);
+	emit_decoded(d, status, ZYDIS_MAX_INSTRUCTION_LENGTH);
+}
+
+static void decode_instructions(struct vcpu *vcpu, struct decoder *d, struct fetched *fetched)
+{
+	unsigned limit = d->mode & MODE_STEP ? 1 : BLOCK_INSTRUCTIONS_MAX;
+
+	while (!d->terminal && d->number < limit) {
+		unsigned left = fetched->available - d->offset;
+		if (!left)
+			break;
+		ZyanStatus status = decode_at(d, fetched->bytes + d->offset, left);
+		if (!emit_decoded(d, status, left)) {
+			if (d->number == 0) {
+				decode_crossing(vcpu, d, fetched);
+				d->offset = d->instruction.length;
+				d->number = 1;
+			}
+			break;
+		}
+		d->offset += d->instruction.length;
+		d->number++;
+	}
+	d->block->length = (uint16_t)d->offset;
+	d->block->count = (uint16_t)d->number;
+	if (!d->terminal)
+		emit_block_end(d);
+}
+
+static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t physical, bool ram)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	struct block_cache *cache = interpreter->cache;
+	struct fetched fetched = {.linear = linear, .physical = physical};
+
+	if (cache->high - cache->low < RESERVE ||
+	    (interpreter->native && ++cache->since_check % USAGE_CHECK == 0 && native_usage(interpreter->native) >= USAGE_FULL))
+		block_cache_flush(vcpu);
+	struct block *block = (struct block *)(cache->arena + cache->low);
+	memset(block, 0, sizeof(*block));
+	block->mode = interpreter->mode;
+	block->physical = physical;
+	block->generation_now = ram ? &vcpu->memory->code_generation[physical >> MEMORY_PAGE_SHIFT] : &cache->no_generation;
+	block->generation = ram ? memory_watch_code(vcpu->memory, physical) : 0;
+	fetched.available = MEMORY_PAGE_SIZE - (unsigned)(physical & (MEMORY_PAGE_SIZE - 1));
+	if (fetched.available > BYTES_MAX)
+		fetched.available = BYTES_MAX;
+	if (!ram && fetched.available > ZYDIS_MAX_INSTRUCTION_LENGTH)
+		fetched.available = ZYDIS_MAX_INSTRUCTION_LENGTH;
+	fetch(vcpu, physical, fetched.bytes, fetched.available);
+
+	struct decoder d = {
+		.vcpu = vcpu,
+		.interpreter = interpreter,
+		.mode = interpreter->mode,
+		.block = block,
+		.next = block->insn,
+	};
+	/* Neither code that is not RAM (its bytes may change unseen) nor a block that a segment's limit may cut is kept. */
+	bool keep = ram;
+	decode_instructions(vcpu, &d, &fetched);
+	uint8_t *copy = (uint8_t *)d.next;
+	memcpy(copy, fetched.bytes, block->length);
+	block->bytes = copy;
+	vcpu->counters.blocks_decoded++;
+	if (keep) {
+		struct block **head = &cache->hash[hash_of(physical, block->mode)];
+		cache->low = (size_t)(copy + block->length - cache->arena + 63) & ~(size_t)63;
+		block->next = *head;
+		*head = block;
+	}
+	return block;
+}
+
+/* The page was written since: if the block's own bytes are still the same, it lives on. */
+static bool revive(struct vcpu *vcpu, struct block *block)
+{
+	uint8_t bytes[BYTES_MAX];
+
+	if (block->crosses)
+		return false;
+	uint32_t generation = memory_watch_code(vcpu->memory, block->physical);
+	fetch(vcpu, block->physical, bytes, block->length);
+	if (memcmp(bytes, block->bytes, block->length) != 0)
+		return false;
+	block->generation = generation;
+	return true;
+}
+
+static bool second_page_valid(struct vcpu *vcpu, const struct block *block, uint64_t linear)
+{
+	uint64_t next_page = (linear | 0xfff) + 1, physical;
+
+	if (!cpu_long_mode(&vcpu->state))
+		next_page = (uint32_t)next_page;
+	mmu_entry(vcpu, next_page, MMU_EXECUTE, &physical);
+	return physical == block->second_page &&
+	       (!memory_is_ram(vcpu->memory, physical) ||
+		block->second_generation == memory_code_generation(vcpu->memory, physical));
+}
+
+static struct block *look_up(struct vcpu *vcpu, uint64_t linear, uint64_t physical)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	struct block **link = &interpreter->cache->hash[hash_of(physical, interpreter->mode)];
+
+	for (struct block *block; (block = *link) != NULL; link = &block->next) {
+		if (block->physical != physical || block->mode != interpreter->mode)
+			continue;
+		if ((*block->generation_now != block->generation && !revive(vcpu, block)) ||
+		    (block->crosses && block->second_page != ~0ull && !second_page_valid(vcpu, block, linear))) {
+			vcpu->counters.block_invalidations++;
+			*link = block->next;
+			return NULL;
+		}
+		return block;
+	}
+	return NULL;
+}
+
+/* Outside flat and 64-bit code the segment's limit may cut a block: then instruction by instruction. */
+static bool beyond_limit(struct vcpu *vcpu, const struct block *block)
+{
+	uint32_t mode = block->mode;
+
+	if ((mode & MODE_SIZE) == MODE_64 || (mode & MODE_FLAT) || !block->length)
+		return false;
+	return vcpu->state.rip + block->length - 1 > vcpu->state.segment[SEG_CS].limit;
+}
+
+struct block *block_find(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	uint64_t linear = linear_of(vcpu), physical;
+	bool ram = mmu_entry(vcpu, linear, MMU_EXECUTE, &physical) || memory_is_ram(vcpu->memory, physical);
+	struct block *block = ram ? look_up(vcpu, linear, physical) : NULL;
+
+	if (!block) {
+		if (!ram) {
+			interpreter->mode |= MODE_STEP;
+			interpreter->refresh = true;
+		}
+		block = decode_block(vcpu, linear, physical, ram);
+	}
+	if (unlikely(beyond_limit(vcpu, block))) {
+		if (block->mode & MODE_STEP)
+			x86_raise(vcpu, VECTOR_GP);
+		interpreter->mode |= MODE_STEP;
+		interpreter->refresh = true;
+		return block_find(vcpu);
+	}
+	return block;
+}
+
+bool block_linkable(const struct interpreter *interpreter, const struct block *block)
+{
+	return !block->crosses && !(block->mode & MODE_STEP);
+}

@@ -1,0 +1,21 @@
+/*
+ * The cache of decoded blocks: one per vCPU, bounded, found by guest-physical address and mode, emptied as a whole when it is full.
+ */
+#pragma once
+
+#include "engines/interpreter/insn.h"
+
+#define BLOCK_INSTRUCTIONS_MAX 64
+
+int block_cache_create(struct interpreter *interpreter); /* 0 or -ENOMEM */
+void block_cache_destroy(struct interpreter *interpreter);
+/* Forgets all blocks and links, and the host-executed forms when their arena is nearly full. Not while a block runs. */
+void block_cache_flush(struct vcpu *vcpu);
+
+/*
+ * The block at state.rip for interpreter->mode, decoded if need be. Raises what a fetch raises (#PF, #GP); executing is NULL and state.rip exact. NULL: out
+ * of memory for a single block, which cannot happen.
+ */
+struct block *block_find(struct vcpu *vcpu);
+/* May transfers be linked to this block? */
+bool block_linkable(const struct interpreter *interpreter, const struct block *block);

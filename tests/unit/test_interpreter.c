@@ -1,0 +1,737 @@
+/*
+ * The interpreter on small programs, without a PC: one vCPU with memory and a bus, no local APIC.
+ *
+ * Programs are assembled into this test's read-only data and copied to guest memory at CODE. Each ends with HLT.
+ */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+#include "devices/bus.h"
+#include "engines/engine.h"
+#include "engines/interpreter/native.h"
+#include "machine/clock.h"
+#include "machine/vcpu.h"
+#include "memory/memory.h"
+#include "x86/exceptions.h"
+#include "x86/system.h"
+
+#define MEMORY_BYTES (16u << 20)
+#define CODE	     0x10000ull
+#define DATA	     0x20000ull
+#define STACK	     0x30000ull
+#define GDT	     0x1000ull
+#define IDT	     0x2000ull
+#define TABLES	     0x4000ull /* page tables */
+
+/* PROGRAM(name, bits, text): name_start .. name_end */
+#define PROGRAM(name, bits, text)                                                                                      \
+	__asm__(".pushsection .rodata\n.globl " #name "_start, " #name "_end\n.code" #bits "\n" #name "_start:\n" text  \
+		"\n" #name "_end:\n.code64\n.popsection\n");                                                           \
+	extern const uint8_t name##_start[], name##_end[]
+
+struct fixture {
+	struct vcpu vcpu;
+	struct memory memory;
+	struct bus bus;
+	struct clock *clock;
+	struct cpu_model model;
+	uint32_t port_written[16];
+	unsigned port_writes;
+};
+
+static uint64_t port_read(void *device, uint64_t offset, unsigned size)
+{
+	return 0x11223344;
+}
+
+static void port_write(void *device, uint64_t offset, unsigned size, uint64_t value)
+{
+	struct fixture *f = device;
+
+	if (f->port_writes < 16)
+		f->port_written[f->port_writes] = (uint32_t)value;
+	f->port_writes++;
+}
+
+static const struct bus_ops ports = {.read = port_read, .write = port_write, .max_size = 4};
+
+static int setup(void **state)
+{
+	struct fixture *f = aligned_alloc(64, (sizeof(*f) + 63) & ~63ul);
+	char why[256];
+
+	assert_non_null(f);
+	memset(f, 0, sizeof(*f));
+	assert_int_equal(memory_create(&f->memory, MEMORY_BYTES), 0);
+	bus_init(&f->bus, NULL);
+	assert_int_equal(bus_add_ports(&f->bus, 0xe0, 8, "test", &ports, f), 0);
+	f->clock = clock_create_manual();
+	assert_non_null(f->clock);
+	assert_int_equal(cpu_model_create(&f->model, "host", 1, clock_tsc_khz(f->clock), why), 0);
+	f->vcpu.memory = &f->memory;
+	f->vcpu.bus = &f->bus;
+	f->vcpu.clock = f->clock;
+	f->vcpu.model = &f->model;
+	f->vcpu.engine = &engine_interpreter;
+	assert_int_equal(mmu_create(&f->vcpu), 0);
+	cpu_reset(&f->vcpu, true);
+	assert_int_equal(engine_interpreter.vcpu_create(&f->vcpu), 0);
+	*state = f;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct fixture *f = *state;
+
+	engine_interpreter.vcpu_destroy(&f->vcpu);
+	mmu_destroy(&f->vcpu);
+	clock_destroy(f->clock);
+	memory_destroy(&f->memory);
+	free(f);
+	return 0;
+}
+
+static void set_segment(struct fixture *f, enum segment_register n, uint16_t selector, uint64_t base, uint32_t limit, uint32_t access)
+{
+	f->vcpu.state.segment[n] = (struct segment){.base = base, .limit = limit, .access = access, .selector = selector};
+}
+
+static void set_data_segments(struct fixture *f, uint16_t selector, uint64_t base, uint32_t limit, uint32_t access)
+{
+	for (enum segment_register n = SEG_ES; n <= SEG_GS; n++)
+		if (n != SEG_CS)
+			set_segment(f, n, selector, base, limit, access);
+}
+
+/* cmocka puts its own handlers around every test; put back the engine's, which main() has installed. */
+static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+static struct sigaction handlers[4];
+
+static void use_handlers(void)
+{
+	for (unsigned i = 0; i < 4; i++)
+		sigaction(signals[i], &handlers[i], NULL);
+}
+
+static void start(struct fixture *f, const uint8_t *code, const uint8_t *end)
+{
+	struct cpu_state *s = &f->vcpu.state;
+
+	assert_int_equal(memory_write(&f->memory, CODE, code, (uint64_t)(end - code)), 0);
+	use_handlers();
+	s->gpr[RSP] = STACK;
+	s->rflags = FLAG_ONE;
+	mmu_update_view(&f->vcpu);
+	engine_interpreter.state_changed(&f->vcpu);
+}
+
+/* 64-bit code, CPL 0, the first 1 GiB mapped one to one by large pages. */
+static void start_64(struct fixture *f, const uint8_t *code, const uint8_t *end)
+{
+	struct cpu_state *s = &f->vcpu.state;
+	uint64_t entry = (TABLES + 0x1000) | 7;
+
+	memory_write(&f->memory, TABLES, &entry, 8);
+	entry = (TABLES + 0x2000) | 7;
+	memory_write(&f->memory, TABLES + 0x1000, &entry, 8);
+	for (uint64_t i = 0; i < 512; i++) {
+		entry = i << 21 | 0x87;
+		memory_write(&f->memory, TABLES + 0x2000 + i * 8, &entry, 8);
+	}
+	s->cr3 = TABLES;
+	s->cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+	s->cr0 = CR0_PE | CR0_PG | CR0_NE | CR0_ET | CR0_WP;
+	s->efer = EFER_LME | EFER_LMA | EFER_NXE | EFER_SCE;
+	set_segment(f, SEG_CS, 8, 0, 0xffffffff, 0xb | SEG_S | SEG_P | SEG_L | SEG_G);
+	set_data_segments(f, 16, 0, 0xffffffff, 3 | SEG_S | SEG_P | SEG_DB | SEG_G);
+	s->rip = CODE;
+	mmu_flush(&f->vcpu);
+	start(f, code, end);
+}
+
+static void start_32(struct fixture *f, const uint8_t *code, const uint8_t *end)
+{
+	struct cpu_state *s = &f->vcpu.state;
+
+	s->cr0 = CR0_PE | CR0_ET | CR0_NE;
+	set_segment(f, SEG_CS, 8, 0, 0xffffffff, 0xb | SEG_S | SEG_P | SEG_DB | SEG_G);
+	set_data_segments(f, 16, 0, 0xffffffff, 3 | SEG_S | SEG_P | SEG_DB | SEG_G);
+	s->rip = CODE;
+	start(f, code, end);
+}
+
+static void start_16(struct fixture *f, const uint8_t *code, const uint8_t *end)
+{
+	set_segment(f, SEG_CS, CODE >> 4, CODE, 0xffff, 0xb | SEG_S | SEG_P);
+	set_data_segments(f, DATA >> 4, DATA, 0xffff, 3 | SEG_S | SEG_P);
+	f->vcpu.state.rip = 0;
+	start(f, code, end);
+	f->vcpu.state.gpr[RSP] = 0x8000;
+}
+
+/* Runs to HLT. */
+static void run(struct fixture *f)
+{
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_HALT);
+	f->vcpu.state.activity = ACTIVITY_RUNNING;
+}
+
+static uint64_t *gpr(struct fixture *f)
+{
+	return f->vcpu.state.gpr;
+}
+
+static uint64_t read64(struct fixture *f, uint64_t physical)
+{
+	uint64_t value;
+
+	assert_int_equal(memory_read(&f->memory, physical, &value, 8), 0);
+	return value;
+}
+
+#define RUN_64(f, name)                                                                                                \
+	do {                                                                                                           \
+		start_64(f, name##_start, name##_end);                                                                 \
+		run(f);                                                                                                \
+	} while (0)
+
+PROGRAM(arithmetic, 64, R"(
+	mov $5, %eax
+	mov $7, %ebx
+	add %rbx, %rax
+	lea 3(%rax,%rbx,4), %rcx
+	mov $0x123456789abcdef0, %rdx
+	mov %dl, %sil
+	mov %dh, %bh
+	movzbl %dh, %edi
+	movsbq %dl, %r8
+	movslq %edx, %r9
+	imul $3, %rcx, %r10
+	mov %rdx, %r11
+	shr $60, %r11
+	xor %r12d, %r12d
+	sub $1, %r12
+	mov $-1, %r13d
+	inc %r13d
+	setz %r14b
+	sbb %r15, %r15
+	hlt
+)");
+
+static void test_arithmetic(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, arithmetic);
+	assert_int_equal(gpr(f)[RAX], 12);
+	assert_int_equal(gpr(f)[RBX], 0xde07);
+	assert_int_equal(gpr(f)[RCX], 12 + 28 + 3);
+	assert_int_equal(gpr(f)[RSI] & 0xff, 0xf0);
+	assert_int_equal(gpr(f)[RDI], 0xde);
+	assert_int_equal(gpr(f)[R8], (uint64_t)(int8_t)0xf0);
+	assert_int_equal(gpr(f)[R9], (uint64_t)(int32_t)0x9abcdef0);
+	assert_int_equal(gpr(f)[R10], 43 * 3);
+	assert_int_equal(gpr(f)[R11], 1);
+	assert_int_equal(gpr(f)[R12], ~0ull);
+	assert_int_equal(gpr(f)[R13], 0);
+	assert_int_equal(gpr(f)[R14] & 0xff, 1);
+	/* SUB left a borrow, INC kept it. */
+	assert_int_equal(gpr(f)[R15], ~0ull);
+	assert_int_equal(f->vcpu.counters.instructions, 20);
+	assert_int_equal(f->vcpu.state.rip, CODE + (uint64_t)(arithmetic_end - arithmetic_start));
+}
+
+PROGRAM(memory, 64, R"(
+	mov $0x20000, %esi
+	movq $0x11, (%rsi)
+	addq $0x22, (%rsi)
+	mov (%rsi), %rax
+	mov $2, %ecx
+	movl $-1, 8(%rsi,%rcx,4)
+	mov 16(%rsi), %rbx
+	movb $0x80, 4093(%rsi)
+	mov $0x1122334455667788, %rdx
+	mov %rdx, 4093(%rsi)
+	mov 4093(%rsi), %rdi
+	xchg %rdi, (%rsi)
+	lock addq $1, (%rsi)
+	lock xaddq %rax, 8(%rsi)
+	mov counter(%rip), %r8
+	push %rdx
+	pop %r9
+	push $-2
+	pop %r10
+	movabs 0x20000, %rax
+	hlt
+counter: .quad 0x55
+)");
+
+static void test_memory(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, memory);
+	assert_int_equal(gpr(f)[RBX], 0xffffffff);
+	assert_int_equal(read64(f, DATA + 4093), 0x1122334455667788);
+	assert_int_equal(gpr(f)[RDI], 0x33);
+	assert_int_equal(read64(f, DATA), 0x1122334455667789);
+	assert_int_equal(read64(f, DATA + 8), 0x33);
+	assert_int_equal(gpr(f)[R8], 0x55);
+	assert_int_equal(gpr(f)[R9], 0x1122334455667788);
+	assert_int_equal(gpr(f)[R10], ~1ull);
+	assert_int_equal(gpr(f)[RAX], 0x1122334455667789);
+	assert_int_equal(gpr(f)[RSP], STACK);
+}
+
+PROGRAM(control, 64, R"(
+	xor %eax, %eax
+	mov $1000, %ecx
+1:	add %rcx, %rax
+	dec %ecx
+	jnz 1b
+	call f
+	lea f(%rip), %rdx
+	call *%rdx
+	push %rdx
+	call *(%rsp)
+	pop %rdx
+	lea 3f(%rip), %rdx
+	jmp *%rdx
+	ud2
+3:	mov $5, %ecx
+4:	inc %rax
+	loop 4b
+	jrcxz 5f
+	ud2
+5:	hlt
+f:	inc %rax
+	ret
+)");
+
+static void test_control(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, control);
+	assert_int_equal(gpr(f)[RAX], 500500 + 3 + 5);
+	assert_int_equal(gpr(f)[RSP], STACK);
+}
+
+PROGRAM(strings, 64, R"(
+	mov $0x20000, %edi
+	mov $0x5a, %eax
+	mov $10000, %ecx
+	rep stosb
+	mov $0x20000, %esi
+	mov $0x25001, %edi
+	mov $5000, %ecx
+	rep movsb
+	mov $0x20000, %esi
+	mov $0x20001, %edi
+	movb $0x41, (%rsi)
+	mov $100, %ecx
+	rep movsb
+	mov $0x20000, %edi
+	mov $0x41, %al
+	mov $-1, %rcx
+	repe scasb
+	mov %rdi, %rbx
+	mov $0x20000, %esi
+	mov $0x25001, %edi
+	mov $100, %ecx
+	cld
+	repne cmpsb
+	mov %rcx, %rdx
+	std
+	mov $0x20010, %esi
+	lodsq
+	cld
+	hlt
+)");
+
+static void test_strings(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, strings);
+	assert_int_equal(read64(f, DATA + 0x5001 + 4992), 0x5a5a5a5a5a5a5a5a);
+	assert_int_equal(read64(f, DATA + 92), 0x4141414141414141);
+	assert_int_equal(gpr(f)[RBX], DATA + 102); /* one beyond the byte that differs */
+	assert_int_equal(gpr(f)[RDX], 0);
+	assert_int_equal(gpr(f)[RSI], DATA + 8);
+}
+
+PROGRAM(vectors, 64, R"(
+	mov $0x20000, %esi
+	movl $0x40490fdb, (%rsi)
+	movss (%rsi), %xmm0
+	mulss %xmm0, %xmm0
+	movss %xmm0, 4(%rsi)
+	cvttss2si %xmm0, %eax
+	fldl2e
+	fldz
+	faddp
+	fistpl 8(%rsi)
+	mov 8(%rsi), %ebx
+	popcnt %rsi, %rcx
+	mov $100, %eax
+	xor %edx, %edx
+	mov $7, %edi
+	div %edi
+	bts %edx, 16(%rsi)
+	mov $70, %r8d
+	bts %r8, 16(%rsi)
+	hlt
+)");
+
+static void test_vectors(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, vectors);
+	assert_int_equal(gpr(f)[RBX], 1);
+	assert_int_equal(gpr(f)[RCX], 1);
+	assert_int_equal(gpr(f)[RAX], 14);
+	assert_int_equal(gpr(f)[RDX], 2);
+	assert_int_equal(read64(f, DATA + 16), 4);
+	assert_int_equal(read64(f, DATA + 24), 1u << 6);
+}
+
+PROGRAM(self_modifying, 64, R"(
+	lea patch+1(%rip), %rsi
+	xor %edx, %edx
+	movb $9, (%rsi)
+patch:	mov $1, %al
+	mov $3, %ecx
+1:	movb %cl, second+1(%rip)
+second:	mov $77, %bl
+	add %bl, %dl
+	loop 1b
+	hlt
+)");
+
+static void test_self_modifying(void **state)
+{
+	struct fixture *f = *state;
+
+	RUN_64(f, self_modifying);
+	assert_int_equal(gpr(f)[RAX] & 0xff, 9);
+	assert_int_equal(gpr(f)[RDX] & 0xff, 6);
+}
+
+PROGRAM(flat32, 32, R"(
+	mov $0x20000, %esi
+	movl $0x12345678, 4(%esi)
+	mov 4(%esi), %eax
+	push %eax
+	pusha
+	popa
+	pop %ebx
+	call 1f
+	mov $0xffffffff, %edx
+	lea 0x20005(,%edx,1), %edi
+	mov (%edi), %ebp
+	mov $0x9c, %al
+	mov $0, %ah
+	daa
+	mov %al, %cl
+	enter $16, $0
+	leave
+	hlt
+1:	incl 4(%esi)
+	ret
+)");
+
+static void test_flat_32(void **state)
+{
+	struct fixture *f = *state;
+
+	start_32(f, flat32_start, flat32_end);
+	run(f);
+	assert_int_equal(gpr(f)[RBX], 0x12345678);
+	assert_int_equal(gpr(f)[RBP], 0x12345679);
+	assert_int_equal(gpr(f)[RCX] & 0xff, 0x02);
+	assert_int_equal(gpr(f)[RSP], STACK);
+}
+
+PROGRAM(real, 16, R"(
+	mov $0x10, %bx
+	movw $0x1234, 2(%bx)
+	mov 0x12, %ax
+	push %ax
+	pop %cx
+	mov $0x2100, %dx
+	mov %dx, %es
+	mov %es:-0xfee, %di
+	call 1f
+	out %al, $0xe0
+	in $0xe0, %ax
+	in $0xe0, %eax
+	hlt
+1:	xor %si, %si
+	lodsb
+	ret
+)");
+
+static void test_real_mode(void **state)
+{
+	struct fixture *f = *state;
+
+	start_16(f, real_start, real_end);
+	run(f);
+	assert_int_equal(gpr(f)[RCX] & 0xffff, 0x1234);
+	assert_int_equal(f->vcpu.state.segment[SEG_ES].base, 0x21000);
+	assert_int_equal(f->port_writes, 1);
+	assert_int_equal(gpr(f)[RAX], 0x11223344);
+	assert_int_equal(gpr(f)[RSP], 0x8000);
+}
+
+static void expect_exception(struct fixture *f, unsigned vector, uint64_t offset)
+{
+	f->vcpu.debug.intercept_exceptions = ~0u;
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_EXCEPTION);
+	assert_int_equal(f->vcpu.exception.vector, vector);
+	assert_int_equal(f->vcpu.state.rip, CODE + offset);
+}
+
+PROGRAM(faults, 64, R"(
+	mov $0x40000000, %eax
+	stc
+	mov (%rax), %rbx
+	.byte 0x0f, 0x0b
+)");
+
+static void test_faults(void **state)
+{
+	struct fixture *f = *state;
+
+	start_64(f, faults_start, faults_end);
+	expect_exception(f, VECTOR_PF, 6);
+	assert_int_equal(f->vcpu.exception.address, 0x40000000);
+	assert_int_equal(f->vcpu.exception.error, 0);
+	assert_true(f->vcpu.state.rflags & FLAG_CF);
+	assert_int_equal(f->vcpu.counters.instructions, 2);
+	f->vcpu.state.rip += 3;
+	expect_exception(f, VECTOR_UD, 9);
+
+	static const struct {
+		uint8_t code[16];
+		unsigned vector;
+	} cases[] = {
+		{{0xf7, 0xf1}, VECTOR_DE},                                     /* div %ecx, 0 */
+		{{0x48, 0xa1, 0, 0, 0, 0, 0, 0, 0, 0x80}, VECTOR_GP},          /* movabs non-canonical */
+		{{0x48, 0xc7, 0xc4, 0, 0, 0, 0x80, 0x48, 0xc1, 0xe4, 0x10, 0x50}, VECTOR_SS}, /* push at a non-canonical RSP */
+		{{0xf0, 0x01, 0xc0}, VECTOR_UD},                               /* LOCK ADD of registers */
+		{{0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90}, VECTOR_GP},
+		{{0x06}, VECTOR_UD},
+		{{0xcc}, VECTOR_BP},
+	};
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		start_64(f, cases[i].code, cases[i].code + 16);
+		gpr(f)[RCX] = 0;
+		f->vcpu.debug.intercept_exceptions = ~0u;
+		assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_EXCEPTION);
+		assert_int_equal(f->vcpu.exception.vector, cases[i].vector);
+	}
+}
+
+PROGRAM(crossing, 64, R"(
+	mov $0x21ffd, %edi
+	movabs $0x9090909005c0c748, %rax
+	mov %rax, (%rdi)
+	movl $0xc3000000, 4(%rdi)
+	jmp *%rdi
+)");
+
+static void test_crossing_instruction(void **state)
+{
+	struct fixture *f = *state;
+	/* mov $n, %rax across the page boundary; inc; hlt */
+	uint8_t code[] = {0x48, 0xc7, 0xc0, 5, 0, 0, 0, 0x48, 0xff, 0xc0, 0xf4};
+
+	start_64(f, code, code + sizeof(code));
+	memory_write(&f->memory, 0x21ffd, code, sizeof(code));
+	for (uint8_t n = 5; n < 8; n++) {
+		memory_write(&f->memory, 0x22000, &n, 1);
+		f->vcpu.state.rip = 0x21ffd;
+		run(f);
+		assert_int_equal(gpr(f)[RAX], n + 1u);
+	}
+}
+
+PROGRAM(step, 64, R"(
+	mov $2, %ecx
+1:	nop
+	loop 1b
+	rep stosb
+	hlt
+)");
+
+static void test_single_step(void **state)
+{
+	struct fixture *f = *state;
+	static const uint64_t expected[] = {5, 6, 5, 6, 8, 10};
+
+	start_64(f, step_start, step_end);
+	f->vcpu.debug.single_step = true;
+	for (unsigned i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
+		assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_DEBUG);
+		assert_int_equal(f->vcpu.debug.cause, DEBUG_STEP);
+		assert_int_equal(f->vcpu.state.rip, CODE + expected[i]);
+	}
+	f->vcpu.debug.single_step = false;
+
+	start_64(f, step_start, step_end);
+	f->vcpu.debug.breakpoint_count = 1;
+	f->vcpu.debug.breakpoint[0] = CODE + 6;
+	for (unsigned i = 0; i < 2; i++) {
+		assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_DEBUG);
+		assert_int_equal(f->vcpu.debug.cause, DEBUG_BREAKPOINT);
+		assert_int_equal(f->vcpu.state.rip, CODE + 6);
+		f->vcpu.debug.skip_breakpoint_once = true;
+	}
+	run(f);
+	f->vcpu.debug.breakpoint_count = 0;
+
+	start_64(f, step_start, step_end);
+	f->vcpu.state.rflags |= FLAG_TF;
+	f->vcpu.debug.intercept_exceptions = 1u << VECTOR_DB;
+	for (unsigned i = 0; i < 3; i++) {
+		assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_EXCEPTION);
+		assert_int_equal(f->vcpu.exception.vector, VECTOR_DB);
+		assert_int_equal(f->vcpu.exception.address, 1u << 14);
+		assert_int_equal(f->vcpu.state.rip, CODE + expected[i]);
+	}
+}
+
+static void test_watchpoint(void **state)
+{
+	struct fixture *f = *state;
+	uint64_t after;
+
+	start_64(f, memory_start, memory_end);
+	f->vcpu.debug.watchpoint_count = 1;
+	f->vcpu.debug.watchpoint[0].address = DATA + 16;
+	f->vcpu.debug.watchpoint[0].length = 4;
+	f->vcpu.debug.watchpoint[0].kinds = 2;
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_DEBUG);
+	assert_int_equal(f->vcpu.debug.cause, DEBUG_WATCHPOINT);
+	assert_int_equal(f->vcpu.debug.hit_address, DATA + 16);
+	after = f->vcpu.state.rip;
+	assert_int_equal(gpr(f)[RCX], 2);
+	assert_int_equal(read64(f, DATA + 16), 0xffffffff);
+	f->vcpu.debug.watchpoint_count = 0;
+	run(f);
+	assert_true(f->vcpu.state.rip > after);
+
+	/* The same by DR0: a trap. */
+	start_64(f, memory_start, memory_end);
+	f->vcpu.state.dr[0] = DATA + 16;
+	f->vcpu.state.dr[7] = 0x400 | 1 | 1u << 16 | 3u << 18;
+	mmu_update_watches(&f->vcpu);
+	f->vcpu.debug.intercept_exceptions = 1u << VECTOR_DB;
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_EXCEPTION);
+	assert_int_equal(f->vcpu.exception.address, 1);
+	assert_int_equal(f->vcpu.state.rip, after);
+	/* And by execution: a fault. */
+	f->vcpu.state.dr[0] = after;
+	f->vcpu.state.dr[7] = 0x400 | 1;
+	mmu_update_watches(&f->vcpu);
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_EXCEPTION);
+	assert_int_equal(f->vcpu.exception.address, 1);
+	assert_int_equal(f->vcpu.state.rip, after);
+	f->vcpu.state.rflags |= FLAG_RF;
+	run(f);
+}
+
+PROGRAM(alignment, 64, R"(
+	mov $0x20001, %esi
+	mov (%rsi), %al
+	mov 1(%rsi), %ax
+	mov (%rsi), %eax
+	hlt
+)");
+
+static void test_alignment_check(void **state)
+{
+	struct fixture *f = *state;
+	struct cpu_state *s = &f->vcpu.state;
+
+	start_64(f, alignment_start, alignment_end);
+	run(f);
+	start_64(f, alignment_start, alignment_end);
+	s->cr0 |= CR0_AM;
+	s->rflags |= FLAG_AC;
+	s->segment[SEG_CS].access |= 3 << SEG_DPL_SHIFT;
+	s->segment[SEG_SS].access |= 3 << SEG_DPL_SHIFT;
+	mmu_update_view(&f->vcpu);
+	expect_exception(f, VECTOR_AC, 11);
+}
+
+static void test_kick(void **state)
+{
+	struct fixture *f = *state;
+	static const uint8_t loop[] = {0xeb, 0xfe};
+
+	start_64(f, loop, loop + 2);
+	atomic_fetch_or(&f->vcpu.attention, ATTENTION_EXIT);
+	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_KICK);
+}
+
+PROGRAM(bench, 64, R"(
+	mov $30000000, %ecx
+	mov $0x20000, %esi
+	xor %eax, %eax
+1:	mov (%rsi), %rdx
+	add $1, %rdx
+	mov %rdx, (%rsi)
+	lea (%rax,%rdx,2), %rax
+	xor %rdx, %rax
+	and $0xffff, %eax
+	cmp $5, %eax
+	je 2f
+2:	dec %ecx
+	jnz 1b
+	hlt
+)");
+
+/* By hand: RING3_BENCH=1 prints nanoseconds per guest instruction. */
+static void test_speed(void **state)
+{
+	struct fixture *f = *state;
+	struct timespec from, to;
+
+	if (!getenv("RING3_BENCH"))
+		skip();
+	start_64(f, bench_start, bench_end);
+	clock_gettime(CLOCK_MONOTONIC, &from);
+	run(f);
+	clock_gettime(CLOCK_MONOTONIC, &to);
+	double ns = (double)(to.tv_sec - from.tv_sec) * 1e9 + (double)(to.tv_nsec - from.tv_nsec);
+	print_message("%.2f ns per instruction\n", ns / (double)f->vcpu.counters.instructions);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+#define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+		T(test_arithmetic),	T(test_memory),	    T(test_control),	 T(test_strings),
+		T(test_vectors),	T(test_self_modifying), T(test_flat_32), T(test_real_mode),
+		T(test_faults),		T(test_crossing_instruction), T(test_single_step), T(test_watchpoint),
+		T(test_alignment_check), T(test_kick),	    T(test_speed),
+	};
+
+	native_install_handlers();
+	for (unsigned i = 0; i < 4; i++)
+		sigaction(signals[i], NULL, &handlers[i]);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
