@@ -230,6 +230,13 @@ static uint8_t read_iir(struct serial_16550 *serial)
 	return source | (serial->fcr & FCR_ENABLE ? 0xc0 : 0);
 }
 
+/* The guest does something else than to wait for input. Once it is known to poll, only a new set-up changes that. */
+static void not_a_poll(struct serial_16550 *serial)
+{
+	if (serial->polls < POLLS_LISTENING)
+		serial->polls = 0;
+}
+
 static uint8_t read_lsr(struct serial_16550 *serial)
 {
 	uint8_t value = serial->lsr_errors;
@@ -243,7 +250,7 @@ static uint8_t read_lsr(struct serial_16550 *serial)
 			value |= LSR_FIFO_ERROR;
 	serial->lsr_errors = 0;
 	if (serial->receive.count || serial->transmit.count)
-		serial->polls = 0;
+		not_a_poll(serial);
 	else if (serial->polls < POLLS_LISTENING && ++serial->polls == POLLS_LISTENING)
 		accept_input(serial);
 	return value;
@@ -295,7 +302,7 @@ static uint64_t serial_read(void *device, uint64_t offset, unsigned size)
 	uint8_t value = 0;
 
 	if (offset != LSR && offset != RBR)
-		serial->polls = 0;
+		not_a_poll(serial);
 	switch (offset) {
 	case RBR:
 		value = serial->lcr & LCR_DLAB ? serial->divisor & 0xff : read_rbr(serial);
@@ -331,7 +338,10 @@ static void serial_write(void *device, uint64_t offset, unsigned size, uint64_t 
 {
 	struct serial_16550 *serial = device;
 
-	serial->polls = 0;
+	if (offset == RBR || offset == SCR)
+		not_a_poll(serial);
+	else
+		serial->polls = 0;
 	switch (offset) {
 	case RBR:
 		if (serial->lcr & LCR_DLAB)
@@ -448,6 +458,7 @@ void serial_16550_connect_chardev(struct serial_16550 *serial, struct chardev *c
 	struct chardev_client client = {.can_receive = serial_16550_can_receive,
 	                                .receive = serial_16550_receive,
 	                                .writable = serial_16550_writable,
+	                                .receive_break = chardev_break,
 	                                .owner = serial};
 
 	serial_16550_connect(serial, (struct serial_16550_peer){chardev_take, chardev_more, chardev});
