@@ -37,8 +37,8 @@ struct serial_16550 {
 	uint16_t divisor;
 	bool thre_interrupt;    /* the transmitter-empty interrupt is due */
 	bool timeout_interrupt; /* the receive FIFO has been left alone for four characters */
-	uint8_t polls;          /* LSR reads in a row that found nothing to do: the guest waits for input */
-	uint8_t last_read;      /* RBR shows it when there is nothing new */
+	uint8_t polls;     /* LSR reads in a row that found nothing to do; at the limit, the guest is a polling one */
+	uint8_t last_read; /* RBR shows it when there is nothing new */
 	bool irq_level;
 
 	struct irq_line irq;

@@ -295,7 +295,9 @@ static void test_who_listens(void **context)
 		get(&rig, 5);
 	assert_int_equal(serial_16550_can_receive(rig.chip), 1);
 	assert_int_equal(peer->accepts, 1);
-	put(&rig, 2, 7);
+	put(&rig, 0, 'x'); /* echo: it still listens */
+	assert_int_equal(serial_16550_can_receive(rig.chip), 1);
+	put(&rig, 2, 7); /* a driver begins: it does not */
 	assert_int_equal(serial_16550_can_receive(rig.chip), 0);
 	put(&rig, 1, 1);
 	assert_int_equal(peer->accepts, 2);
