@@ -181,7 +181,11 @@ static void start_16(struct fixture *f, const uint8_t *code, const uint8_t *end)
 /* Runs to HLT. */
 static void run(struct fixture *f)
 {
-	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_HALT);
+	f->vcpu.debug.intercept_exceptions = ~0u;
+	int reason = (int)engine_interpreter.run(&f->vcpu);
+	if (reason == EXIT_EXCEPTION)
+		print_error("exception %u at %#llx\n", f->vcpu.exception.vector, (unsigned long long)f->vcpu.state.rip);
+	assert_int_equal(reason, EXIT_HALT);
 	f->vcpu.state.activity = ACTIVITY_RUNNING;
 }
 
@@ -377,6 +381,7 @@ PROGRAM(vectors, 64, R"(
 	mulss %xmm0, %xmm0
 	movss %xmm0, 4(%rsi)
 	cvttss2si %xmm0, %eax
+	fninit
 	fldl2e
 	fldz
 	faddp
