@@ -119,6 +119,9 @@ int machine_reset_all(struct machine *machine)
 		atomic_store(&vcpu->attention, 0);
 		cpu_reset(vcpu, i == 0);
 		lapic_reset(vcpu->lapic, false);
+		/* Kernels that are loaded directly find the 8259 wired through, as firmware leaves it. */
+		if (i == 0)
+			lapic_set_virtual_wire(vcpu->lapic);
 		mmu_flush(vcpu);
 	}
 	int error = load_kernel(machine);

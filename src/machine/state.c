@@ -215,7 +215,7 @@ static bool section_find(const struct state *state, const char *name, unsigned i
 /* Makes room for one more. False: out of memory. */
 static bool index_grow(struct state *state)
 {
-	struct section_header section, other;
+	struct section_header section = {0}, other;
 	size_t old_size = state->index_size, *old = state->index;
 
 	if (state->section_count < old_size / 2)
@@ -239,7 +239,7 @@ static bool index_grow(struct state *state)
 /* Loading, the stream is sound: NULL, or what is wrong with its sections. */
 static const char *index_build(struct state *state)
 {
-	struct section_header section, other;
+	struct section_header section = {0}, other;
 	size_t end = sections_end(state);
 
 	for (size_t at = HEADER_LENGTH; at < end; at = section.fields_end) {
