@@ -64,6 +64,7 @@ struct native *native_create(struct vcpu *vcpu)
 	}
 	ZydisDecoderInit(&native->decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
 	find_host_features(native);
+	native_find_features(native, vcpu->model);
 	vcpu->host_mxcsr = NATIVE_MXCSR;
 	vcpu->host_mxcsr_mask = host_mxcsr_mask();
 	return native;
@@ -111,7 +112,7 @@ static bool same_form(const struct native_form *a, const struct native_form *b)
 {
 	return a->memory_size == b->memory_size && a->class_needed == b->class_needed &&
 	       a->reads_memory == b->reads_memory && a->writes_memory == b->writes_memory &&
-	       a->bit_string == b->bit_string && a->bit_register == b->bit_register &&
+	       a->alignment == b->alignment && a->bit_string == b->bit_string && a->bit_register == b->bit_register &&
 	       a->x87_tracks_pointers == b->x87_tracks_pointers && a->x87_opcode == b->x87_opcode &&
 	       a->special == b->special;
 }
@@ -140,6 +141,7 @@ static struct native_entry *entry_get(struct native *native, const struct native
 	hash = hash_bytes(hash, &plan->form.memory_size, sizeof plan->form.memory_size);
 	hash = hash_bytes(hash, &plan->form.special, sizeof plan->form.special);
 	hash = hash_bytes(hash, &plan->form.run, sizeof plan->form.run);
+	hash = hash_bytes(hash, &plan->elements, sizeof plan->elements);
 	struct native_entry **bucket = &native->buckets[hash % BUCKETS];
 	for (struct native_entry *e = *bucket; e; e = e->next)
 		if (e->hash == hash && e->code_length == length && !memcmp(e->code, stub, length) &&

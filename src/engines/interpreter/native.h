@@ -1,17 +1,19 @@
 /*
  * Instructions that the host CPU executes on the guest's state (design: "the host CPU is the best oracle there is").
  *
- * An innocuous instruction that touches only unprivileged registers and at most one memory operand becomes a *form*: a few bytes
- * of host code that load the guest registers the instruction names from the vCPU block into the same host registers, execute
- * the instruction itself with its memory operand (if any) replaced by [pointer], and store what it changed. Forms are
- * made once per distinct instruction and shared; their code lives in a host/code_arena, never writable and executable through one mapping.
+ * An innocuous instruction that touches only unprivileged registers and at most one memory operand becomes a *form*: a
+ * few bytes of host code that load the guest registers the instruction names from the vCPU block into the same host
+ * registers, execute the instruction itself with its memory operand (if any) replaced by [pointer], and store what it
+ * changed. Forms are made once per distinct instruction and shared; their code lives in a host/code_arena, never
+ * writable and executable through one mapping.
  *
- * Flags: a form that reads or partly writes arithmetic flags takes them from rflags' low byte and vcpu->overflow, and puts them back there.
- * x87/MMX: guest registers stay live in the host's x87 unit between instructions (vcpu->x87_live); native_x87_save() brings them back.
- * Vector registers live in state.vector and are loaded and stored by each form.
+ * Flags: a form that reads or partly writes arithmetic flags takes them from rflags' low byte and vcpu->overflow, and
+ * puts them back there. x87/MMX: guest registers stay live in the host's x87 unit between instructions
+ * (vcpu->x87_live); native_x87_save() brings them back. Vector registers live in state.vector and are loaded and stored
+ * by each form.
  *
- * Faults: a host signal inside a form (alignment: #GP or #AC, #DE, #XM, #MF, #UD) unwinds through x86_raise() with nothing stored, so the guest
- * sees exactly the exception that the silicon raised.
+ * Faults: a host signal inside a form (alignment: #GP or #AC, #DE, #XM, #MF, #UD) unwinds through x86_raise() with
+ * nothing stored, so the guest sees exactly the exception that the silicon raised.
  */
 #pragma once
 
@@ -37,11 +39,17 @@ struct native_operation;
 struct native_form {
 	void (*run)(struct vcpu *vcpu, void *memory); /* `memory` is ignored when memory_size is 0 */
 	uint16_t memory_size;                         /* bytes of the memory operand, 0 when there is none */
-	uint8_t class_needed;                         /* NATIVE_*, one or more bits; the caller checks it, for special forms too */
+	uint8_t class_needed; /* NATIVE_*, one or more bits; the caller checks it, for special forms too */
 	bool reads_memory, writes_memory;
 	/*
-	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size bytes, signed, beyond the effective
-	 * address. The caller adds native_bit_displacement() before segmentation; `run` uses only the offset's low bits.
+	 * A misaligned operand is #GP, and before #PF: where a page is missing, the caller looks at the linear address (mod this) first. 1:
+	 * any address will do. The host checks it too, so a caller that has the page need not.
+	 */
+	uint8_t alignment;
+	/*
+	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size
+	 * bytes, signed, beyond the effective address. The caller adds native_bit_displacement() before segmentation;
+	 * `run` uses only the offset's low bits.
 	 */
 	bool bit_string;
 	uint8_t bit_register; /* enum gpr */
@@ -49,8 +57,9 @@ struct native_form {
 	bool x87_tracks_pointers;
 	uint16_t x87_opcode; /* as FOP */
 	/*
-	 * Not a plain operand: element-wise access (gather, scatter, masked moves with fault suppression, MASKMOVDQU ...) or state
-	 * images (FXSAVE, XSAVE ...). `special` does the whole instruction, memory access included, through mmu.h. `run` is NULL then.
+	 * Not a plain operand: element-wise access (gather, scatter, masked moves with fault suppression, MASKMOVDQU
+	 * ...) or state images (FXSAVE, XSAVE ...). `special` does the whole instruction, memory access included,
+	 * through mmu.h. `run` is NULL then.
 	 */
 	void (*special)(struct vcpu *vcpu, const struct native_operation *operation);
 };
@@ -59,9 +68,9 @@ struct native_form {
 struct native_operation {
 	const struct native_form *form;
 	enum segment_register segment; /* of the memory operand */
-	uint64_t offset;      /* effective address (without segment base), truncated to the address size */
-	uint64_t base;        /* VSIB forms: effective address of base + displacement without the index */
-	unsigned address_size; /* 2, 4 or 8 */
+	uint64_t offset;               /* effective address (without segment base), truncated to the address size */
+	uint64_t base;                 /* VSIB forms: effective address of base + displacement without the index */
+	unsigned address_size;         /* 2, 4 or 8 */
 	uint8_t length;
 	uint8_t bytes[15]; /* the instruction */
 	uint64_t next_rip;
@@ -77,19 +86,22 @@ void native_flush(struct native *native);
 unsigned native_usage(const struct native *native);
 
 /*
- * The form of a decoded instruction of 64-, 32- or 16-bit code, or NULL: it is not one for the host (sensitive, control flow, stack, string, segment,
- * not encodable in 64-bit mode): the interpreter has its own routine. `bytes` are the instruction's, `instruction->length` of them.
+ * The form of a decoded instruction of 64-, 32- or 16-bit code, or NULL: it is not one for the host (sensitive, control
+ * flow, stack, string, segment, not encodable in 64-bit mode): the interpreter has its own routine. `bytes` are the
+ * instruction's, `instruction->length` of them.
  */
 const struct native_form *native_form_get(struct native *native, const ZydisDecodedInstruction *instruction,
-					  const ZydisDecodedOperand *operands, const uint8_t *bytes);
+                                          const ZydisDecodedOperand *operands, const uint8_t *bytes);
 
 /*
- * `memory` of run(): the bytes are read and written there, with the guest's own alignment: a bounce buffer must have the linear address's low six bits
- * (the host raises #GP for misaligned operands by itself), and nothing but memory_size bytes is touched. A write-only form may
- * leave the buffer untouched when it faults; x86_raise() then unwinds and the bounce buffer must not be copied back.
+ * `memory` of run(): the bytes are read and written there, with the guest's own alignment: a bounce buffer must have
+ * the linear address's low six bits (the host raises #GP for misaligned operands by itself), and nothing but
+ * memory_size bytes is touched. A write-only form may leave the buffer untouched when it faults; x86_raise() then
+ * unwinds and the bounce buffer must not be copied back.
  *
- * While the guest checks alignment (CR0.AM, EFLAGS.AC, CPL 3), forms with a memory operand are run through native_run_aligned(), which does it
- * with the host's own EFLAGS.AC set, so that #AC comes from the silicon (SDM 3A 6.15). `special` forms check by themselves.
+ * While the guest checks alignment (CR0.AM, EFLAGS.AC, CPL 3), forms with a memory operand are run through
+ * native_run_aligned(), which does it with the host's own EFLAGS.AC set, so that #AC comes from the silicon (SDM
+ * 3A 6.15). `special` forms check by themselves.
  */
 void native_run_aligned(struct vcpu *vcpu, const struct native_form *form, void *memory);
 
@@ -101,9 +113,10 @@ static inline int64_t native_bit_displacement(const struct vcpu *vcpu, const str
 	return (index & -(int64_t)bits) / 8;
 }
 
-/* Records FIP, FDP and FOP, which the host's unit cannot know. `offset`: the memory operand's effective address. state.rip is the instruction's. */
+/* Records FIP, FDP and FOP, which the host's unit cannot know. `offset`: the memory operand's effective address.
+ * state.rip is the instruction's. */
 static inline void native_x87_track(struct vcpu *vcpu, const struct native_form *form, enum segment_register segment,
-				    uint64_t offset)
+                                    uint64_t offset)
 {
 	struct cpu_state *s = &vcpu->state;
 	s->x87.fop = form->x87_opcode;
@@ -116,21 +129,24 @@ static inline void native_x87_track(struct vcpu *vcpu, const struct native_form 
 }
 
 /*
- * Recomputes vcpu->classes_disabled from CR0, CR4, XCR0, EFLAGS.VM. Call it at the start of engine->run() and after each change of one of them.
+ * Recomputes vcpu->classes_disabled from CR0, CR4, XCR0, EFLAGS.VM. Call it at the start of engine->run() and after
+ * each change of one of them.
  */
 void native_update_classes(struct vcpu *vcpu);
 /* Raises #UD or #NM for a form whose class is disabled now. */
 _Noreturn void native_raise_disabled(struct vcpu *vcpu, const struct native_form *form);
 
-/* Saves live x87 registers into state.x87 and leaves the host's x87 unit empty. Before engine->run() returns and before state.x87 is read. */
+/* Saves live x87 registers into state.x87 and leaves the host's x87 unit empty. Before engine->run() returns and before
+ * state.x87 is read. */
 void native_x87_save(struct vcpu *vcpu);
 
 /*
- * Around engine->run(), on the vCPU's thread: faults in forms are this vCPU's from now on. The first call on a thread gives it an alternate
- * signal stack if it has none (0 or -errno); native_thread_leave() saves live x87 registers too.
+ * Around engine->run(), on the vCPU's thread: faults in forms are this vCPU's from now on. The first call on a thread
+ * gives it an alternate signal stack if it has none (0 or -errno); native_thread_leave() saves live x87 registers too.
  */
 int native_thread_enter(struct native *native);
 void native_thread_leave(struct native *native);
 
-/* Installs the signal handlers (SIGSEGV, SIGBUS, SIGFPE, SIGILL) once per process; signals from elsewhere go on to the previous handler. */
+/* Installs the signal handlers (SIGSEGV, SIGBUS, SIGFPE, SIGILL) once per process; signals from elsewhere go on to the
+ * previous handler. */
 int native_install_handlers(void);

@@ -466,6 +466,45 @@ static void plan_x87(const ZydisDecodedInstruction *i, struct native_plan *plan)
 		plan->form.reads_memory = true;
 }
 
+/* Operands that must be aligned (SDM 2A 2.4, exception types 1, 2 and 4). */
+static void plan_alignment(const ZydisDecodedInstruction *i, struct native_plan *plan)
+{
+	bool aligned = i->mnemonic == ZYDIS_MNEMONIC_CMPXCHG16B;
+	switch (i->meta.exception_class) {
+	case ZYDIS_EXCEPTION_CLASS_SSE1:
+	case ZYDIS_EXCEPTION_CLASS_AVX1:
+	case ZYDIS_EXCEPTION_CLASS_E1:
+	case ZYDIS_EXCEPTION_CLASS_E1NF:
+		aligned = true;
+		break;
+	case ZYDIS_EXCEPTION_CLASS_SSE2:
+	case ZYDIS_EXCEPTION_CLASS_SSE4: /* AMD's SHA takes any address */
+		aligned = plan->form.memory_size == 16 && i->meta.isa_ext != ZYDIS_ISA_EXT_SHA;
+		break;
+	default:
+		break;
+	}
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_CVTPD2PI:
+	case ZYDIS_MNEMONIC_CVTTPD2PI:
+		aligned = true;
+		break;
+	case ZYDIS_MNEMONIC_MOVUPS:
+	case ZYDIS_MNEMONIC_MOVUPD:
+	case ZYDIS_MNEMONIC_MOVDQU:
+	case ZYDIS_MNEMONIC_LDDQU:
+	case ZYDIS_MNEMONIC_PCMPESTRI:
+	case ZYDIS_MNEMONIC_PCMPESTRM:
+	case ZYDIS_MNEMONIC_PCMPISTRI:
+	case ZYDIS_MNEMONIC_PCMPISTRM:
+		aligned = false;
+		break;
+	default:
+		break;
+	}
+	plan->form.alignment = aligned && plan->form.memory_size ? (uint8_t)plan->form.memory_size : 1;
+}
+
 /* Register numbers of the operand fields after renaming; the operand's own where nothing was renamed. */
 struct fields {
 	uint8_t reg, rm, vvvv, is4, opcode;
@@ -787,7 +826,9 @@ bool native_plan_make(const struct native *native, const ZydisDecodedInstruction
                       const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_plan *plan)
 {
 	memset(plan, 0, sizeof *plan);
-	if (!is_eligible(instruction) || !plan_class(instruction, operands, plan))
+	plan->form.alignment = 1;
+	if (!native->available[instruction->meta.isa_set] || !is_eligible(instruction) ||
+	    !plan_class(instruction, operands, plan))
 		return false;
 	plan->form.run = plan_function(instruction);
 	if (plan->form.run || plan_special(instruction, operands, plan))
@@ -809,5 +850,6 @@ bool native_plan_make(const struct native *native, const ZydisDecodedInstruction
 	plan_vectors(instruction, operands, plan);
 	plan_mxcsr(instruction, plan);
 	plan_x87(instruction, plan);
+	plan_alignment(instruction, plan);
 	return plan_encode(instruction, operands, bytes, plan) && plan_verify(native, instruction, operands, plan);
 }

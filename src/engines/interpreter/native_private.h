@@ -28,6 +28,7 @@ struct native_elements {
 	bool vector_mask;      /* sign bits of a vector register instead of an opmask */
 	uint8_t mask_register; /* k or zmm number */
 	uint8_t mask_count;    /* how many mask bits matter */
+	uint8_t fold;          /* a broadcast of this many elements: mask bit n guards element n mod this; else 0 */
 	uint8_t element_size;  /* bytes, in memory (and of the sign-bit elements) */
 	/* Gather, scatter; data_register also for MASKMOV. */
 	uint8_t data_register, index_register, index_size, scale;
@@ -72,6 +73,7 @@ struct native {
 	struct code_arena arena;
 	ZydisDecoder decoder; /* 64-bit, to check what the encoder made */
 	bool host_avx, host_avx512, host_avx512bw;
+	bool available[ZYDIS_ISA_SET_MAX_VALUE + 1];
 	struct native_entry **buckets;
 	struct native_entry_chunk *chunks;
 	unsigned entry_count;
@@ -81,6 +83,10 @@ static inline const struct native_entry *native_entry_of(const struct native_ope
 {
 	return (const struct native_entry *)operation->form;
 }
+
+/* native_features.c: fills `available`. */
+struct cpu_model;
+void native_find_features(struct native *native, const struct cpu_model *model);
 
 /* native_encode.c. False: not an instruction for the host. */
 bool native_plan_make(const struct native *native, const ZydisDecodedInstruction *instruction,

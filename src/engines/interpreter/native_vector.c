@@ -15,9 +15,19 @@
 #include "x86/segments.h"
 
 /* Exception classes whose memory operand is read whole whatever the mask says ("NF": no fault suppression). */
-static bool suppresses_faults(ZydisExceptionClass class)
+static bool suppresses_faults(const ZydisDecodedInstruction *i)
 {
-	switch (class) {
+	switch (i->mnemonic) {
+	/* Of class E4NF, which the decoder does not know. */
+	case ZYDIS_MNEMONIC_VCVTNE2PS2BF16:
+	case ZYDIS_MNEMONIC_VDBPSADBW:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEQB:
+	case ZYDIS_MNEMONIC_VGF2P8AFFINEINVQB:
+		return false;
+	default:
+		break;
+	}
+	switch (i->meta.exception_class) {
 	case ZYDIS_EXCEPTION_CLASS_E1NF:
 	case ZYDIS_EXCEPTION_CLASS_E2NF:
 	case ZYDIS_EXCEPTION_CLASS_E3NF:
@@ -157,24 +167,29 @@ static bool plan_masked(const ZydisDecodedInstruction *i, const ZydisDecodedOper
 		break;
 	}
 	if (i->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX || i->avx.mask.mode <= ZYDIS_MASK_MODE_DISABLED ||
-	    i->avx.mask.reg == ZYDIS_REGISTER_K0 || !suppresses_faults(i->meta.exception_class))
+	    i->avx.mask.reg == ZYDIS_REGISTER_K0 || !suppresses_faults(i))
 		return false;
-	/* As many mask bits as the destination has elements; a source may be described in smaller ones (VPDPBUSD). */
+	/*
+	 * As many mask bits as the destination has elements (a source may be described in smaller ones: VPDPBUSD);
+	 * where that is a mask or a register that a narrowing conversion fills in part, as many as the memory operand
+	 * has.
+	 */
 	unsigned count = memory->element_count;
-	for (unsigned n = 0; n < i->operand_count; n++) {
-		ZydisRegisterClass class = operands[n].type == ZYDIS_OPERAND_TYPE_REGISTER
-		                               ? ZydisRegisterGetClass(operands[n].reg.value)
-		                               : ZYDIS_REGCLASS_INVALID;
-		if (class >= ZYDIS_REGCLASS_XMM && class <= ZYDIS_REGCLASS_ZMM && operands[n].element_count < count)
-			count = operands[n].element_count;
-	}
+	ZydisRegisterClass class = operands[0].type == ZYDIS_OPERAND_TYPE_REGISTER
+	                               ? ZydisRegisterGetClass(operands[0].reg.value)
+	                               : ZYDIS_REGCLASS_INVALID;
+	if (class >= ZYDIS_REGCLASS_XMM && class <= ZYDIS_REGCLASS_ZMM && operands[0].element_count < count)
+		count = operands[0].element_count;
 	if (!count || count > 64)
 		return false;
 	e->shape = ELEMENTS_EACH;
 	e->mask_register = (uint8_t)ZydisRegisterGetId(i->avx.mask.reg);
 	e->element_size = (uint8_t)(memory->size / 8 / count);
 	if (i->avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID) {
-		e->shape = ELEMENTS_ANY;
+		if (memory->element_count > 1)
+			e->fold = (uint8_t)memory->element_count;
+		else
+			e->shape = ELEMENTS_ANY;
 		count = broadcast_count(i->avx.broadcast.mode);
 	} else if (i->meta.category == ZYDIS_CATEGORY_EXPAND || i->meta.category == ZYDIS_CATEGORY_COMPRESS ||
 	           i->mnemonic == ZYDIS_MNEMONIC_VPEXPANDB || i->mnemonic == ZYDIS_MNEMONIC_VPEXPANDW ||
@@ -204,12 +219,18 @@ static uint64_t truncate(const struct native_operation *operation, uint64_t offs
 static uint64_t active_elements(const struct vcpu *vcpu, const struct native_elements *e)
 {
 	const struct vector_state *v = &vcpu->state.vector;
-	if (!e->vector_mask)
-		return v->opmask[e->mask_register] & (e->mask_count == 64 ? ~0ull : (1ull << e->mask_count) - 1);
-	uint64_t active = 0;
-	for (unsigned n = 0; n < e->mask_count; n++)
-		active |= (uint64_t)(v->zmm[e->mask_register][(n + 1) * e->element_size - 1] >> 7) << n;
-	return active;
+	uint64_t active = 0, folded = 0;
+	if (e->vector_mask) {
+		for (unsigned n = 0; n < e->mask_count; n++)
+			active |= (uint64_t)(v->zmm[e->mask_register][(n + 1) * e->element_size - 1] >> 7) << n;
+		return active;
+	}
+	active = v->opmask[e->mask_register] & (e->mask_count == 64 ? ~0ull : (1ull << e->mask_count) - 1);
+	if (!e->fold)
+		return active;
+	for (unsigned n = 0; n < e->mask_count; n += e->fold)
+		folded |= active >> n & ((1ull << e->fold) - 1);
+	return folded;
 }
 
 struct range {
@@ -273,6 +294,8 @@ void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
 	}
 	uint64_t linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
 	                                 r.end - r.start, write);
+	if ((linear - r.start) & (entry->form.alignment - 1u))
+		x86_raise(vcpu, VECTOR_GP);
 	uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
 	if (host) {
 		native_run_entry(vcpu, entry, host - r.start);
@@ -307,11 +330,14 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 	const struct native_elements *e = &native_entry_of(operation)->elements;
 	struct vector_state *v = &vcpu->state.vector;
 	uint64_t active = active_elements(vcpu, e);
-	unsigned size = e->element_size;
+	unsigned size = e->element_size, length = e->mask_count * size;
+	unsigned vector_length = e->mask_count * (size > e->index_size ? size : e->index_size);
 
 	for (; active; active &= active - 1) {
 		unsigned n = (unsigned)__builtin_ctzll(active);
 		uint64_t offset = operation->base + (uint64_t)gather_index(v, e, n) * e->scale, value = 0;
+		if (e->vector_mask) /* what was passed over, done or not asked for, is cleared too */
+			memset(v->zmm[e->mask_register], 0, n * size);
 		uint64_t linear =
 		    segment_linear(vcpu, operation->segment, truncate(operation, offset), size, e->scatter);
 		native_check_alignment(vcpu, linear, size);
@@ -321,16 +347,16 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 		} else {
 			value = mmu_read(vcpu, linear, size);
 			memcpy(&v->zmm[e->data_register][n * size], &value, size);
+			if (e->evex)
+				memset(&v->zmm[e->data_register][vector_length], 0, 64 - vector_length);
 		}
 		if (e->vector_mask)
-			memset(&v->zmm[e->mask_register][n * size], 0, size);
+			memset(v->zmm[e->mask_register] + n * size, 0, size);
 		else
 			v->opmask[e->mask_register] &= ~(1ull << n);
 	}
-	if (!e->scatter) {
-		unsigned length = e->mask_count * size;
+	if (!e->scatter)
 		memset(&v->zmm[e->data_register][length], 0, 64 - length);
-	}
 	if (e->vector_mask)
 		memset(v->zmm[e->mask_register], 0, 64);
 	else
