@@ -33,6 +33,7 @@
 #define PC_PORT_FW_CFG       0x0510 /* selector, data; DMA at +4 */
 #define PC_PORT_ACPI         0x0600 /* the whole block */
 #define PC_PORT_ACPI_LENGTH  0x40
+#define PC_PORT_SMBUS        0x0700 /* 16 ports; no device answers on the bus */
 #define PC_PORT_PCI_ADDRESS  0x0cf8
 #define PC_PORT_RESET        0x0cf9
 #define PC_PORT_PCI_DATA     0x0cfc

@@ -245,6 +245,17 @@ static void test_files(void **context)
 	assert_int_equal(bytes[0], 6);
 	read_bytes(&rig, FW_CFG_CMDLINE_DATA, bytes, 6);
 	assert_string_equal((char *)bytes, "quiet");
+	fw_cfg_set_kernel(fw_cfg, "setup", 5, "kernel", 6);
+	fw_cfg_set_initrd(fw_cfg, "initrd", 6, 0x7000000);
+	read_bytes(&rig, FW_CFG_SETUP_DATA, bytes, 6);
+	assert_memory_equal(bytes, "setup\0", 6);
+	read_bytes(&rig, FW_CFG_KERNEL_SIZE, bytes, 4);
+	assert_int_equal(bytes[0], 6);
+	read_bytes(&rig, FW_CFG_INITRD_ADDR, bytes, 4);
+	assert_int_equal(bytes[3], 7);
+	read_bytes(&rig, FW_CFG_INITRD_DATA, bytes, 6);
+	assert_memory_equal(bytes, "initrd", 6);
+	assert_int_equal(fw_cfg_set_integer(fw_cfg, FW_CFG_CPUS, 1, 9), -EINVAL);
 	rig_unmake(&rig, &kind);
 }
 

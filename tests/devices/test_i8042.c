@@ -289,6 +289,33 @@ static void test_mouse(void **context)
 	command(&rig, 0xd4);
 	data(&rig, 0x77);
 	EXPECT(&rig, 0x1fe);
+	command(&rig, 0xd4);
+	data(&rig, 0xfe); /* again */
+	EXPECT(&rig, 0x1fe);
+	mouse(&rig, 0xe8);
+	command(&rig, 0xd4);
+	data(&rig, 4); /* no such resolution */
+	EXPECT(&rig, 0x1fc);
+	/* Defaults keep the wheel; a reset loses it. */
+	mouse(&rig, 0xf6);
+	mouse(&rig, 0xe9);
+	EXPECT(&rig, 0x101, 0x102, 0x164);
+	mouse(&rig, 0xf2);
+	EXPECT(&rig, 0x104);
+	mouse(&rig, 0xff);
+	EXPECT(&rig, 0x1aa, 0x100);
+	/* A wheel mouse: the fourth byte is the wheel alone. */
+	for (unsigned i = 0; i < 3; i++) {
+		mouse(&rig, 0xf3);
+		mouse(&rig, wheel[i]);
+	}
+	mouse(&rig, 0xf4);
+	i8042_mouse(rig.chip, 0, 0, -1, 0);
+	EXPECT(&rig, 0x10a, 0x100, 0x100, 0x1ff);
+	/* Hostile distances do not overflow. */
+	i8042_mouse(rig.chip, INT32_MIN, INT32_MIN, INT32_MIN, 0);
+	i8042_mouse(rig.chip, INT32_MAX, INT32_MAX, INT32_MAX, 0);
+	assert_int_equal(get(&rig), 0x11a);
 	rig_unmake(&rig, &kind);
 }
 

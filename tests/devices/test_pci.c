@@ -128,8 +128,8 @@ static void check(struct rig *rig)
 		pulled += card->function.intx_driven;
 		assert_int_equal(pci_get(&card->function, 0, 4), 0x10001af4 + i * 0x10000);
 	}
-	/* The bus holds the address and data ports, and one range for each mapped BAR. */
-	assert_int_equal(rig->bus.ports.count + rig->bus.mmio.count, 2 + mapped);
+	/* The bus holds the address and data ports, the SMBus, and one range for each mapped BAR. */
+	assert_int_equal(rig->bus.ports.count + rig->bus.mmio.count, 3 + mapped);
 	assert_int_equal(board->root.pirq_count[0] + board->root.pirq_count[1] + board->root.pirq_count[2] +
 	                     board->root.pirq_count[3],
 	                 pulled);
@@ -329,12 +329,32 @@ static void test_interrupts(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+/* What Linux's i2c-piix4 does: it must find a controller, and nobody behind it. */
+static void test_smbus(void **context)
+{
+	struct rig rig;
+
+	rig_make(&rig, &kind);
+	assert_int_equal(get(&rig, PCI_DEVFN(1, 3), 0x90, 4), 0x701);
+	assert_int_equal(get(&rig, PCI_DEVFN(1, 3), 0xd2, 1), 0x09);
+	out8(&rig, 0x704, 0x50 << 1 | 1);
+	out8(&rig, 0x705, 0x33);
+	assert_int_equal(in8(&rig, 0x705), 0x33);
+	assert_int_equal(in8(&rig, 0x700), 0);
+	out8(&rig, 0x702, 0x40 | 2 << 2);
+	assert_int_equal(in8(&rig, 0x700), 0x04);
+	assert_int_equal(in8(&rig, 0x702), 2 << 2);
+	out8(&rig, 0x700, 0xff);
+	assert_int_equal(in8(&rig, 0x700), 0);
+	rig_unmake(&rig, &kind);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_mechanism),  cmocka_unit_test(test_bars),   cmocka_unit_test(test_bar_rules),
-	    cmocka_unit_test(test_interrupts), cmocka_unit_test(test_hammer), cmocka_unit_test(test_twin),
-	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_mechanism), cmocka_unit_test(test_bars),       cmocka_unit_test(test_bar_rules),
+	    cmocka_unit_test(test_smbus),     cmocka_unit_test(test_interrupts), cmocka_unit_test(test_hammer),
+	    cmocka_unit_test(test_twin),      cmocka_unit_test(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

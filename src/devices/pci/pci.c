@@ -327,18 +327,9 @@ static void config_state(struct pci_function *function, struct state *state)
 	}
 }
 
-void pci_root_state(struct pci_root *root, struct state *state)
+/* The loaded registers take effect: first all BARs off, then on, as two functions may have changed places. */
+static void apply_loaded(struct pci_root *root)
 {
-	state_begin(state, "pci-root", 0, 1);
-	state_u32(state, "address", &root->address);
-	root->address &= ADDRESS_MASK;
-	state_end(state);
-	for (unsigned devfn = 0; devfn < PCI_FUNCTIONS; devfn++)
-		if (root->function[devfn])
-			config_state(root->function[devfn], state);
-	if (!state_loading(state))
-		return;
-	/* First all BARs off, then on: two functions may have changed places. */
 	for (unsigned devfn = 0; devfn < PCI_FUNCTIONS; devfn++)
 		for (unsigned i = 0; root->function[devfn] && i < PCI_BAR_COUNT; i++)
 			bar_unmap(root->function[devfn], &root->function[devfn]->bar[i]);
@@ -352,4 +343,20 @@ void pci_root_state(struct pci_root *root, struct state *state)
 		if (function->config_written)
 			function->config_written(function, 0, PCI_CONFIG_SIZE);
 	}
+}
+
+void pci_root_state(struct pci_root *root, struct state *state)
+{
+	state_begin(state, "pci-root", 0, 1);
+	state_u32(state, "address", &root->address);
+	root->address &= ADDRESS_MASK;
+	state_end(state);
+	for (unsigned devfn = 0; devfn < PCI_FUNCTIONS; devfn++)
+		if (root->function[devfn])
+			config_state(root->function[devfn], state);
+	if (state_loading(state))
+		apply_loaded(root);
+	for (unsigned devfn = 0; devfn < PCI_FUNCTIONS; devfn++)
+		if (root->function[devfn] && root->function[devfn]->state)
+			root->function[devfn]->state(root->function[devfn], state);
 }

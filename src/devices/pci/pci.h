@@ -75,6 +75,9 @@ struct pci_function {
 	struct pci_bar bar[PCI_BAR_COUNT];
 	/* After a write; registers already changed. May be NULL. */
 	void (*config_written)(struct pci_function *function, unsigned offset, unsigned size);
+	/* Registers beside the configuration space: sections of their own, after that was saved or loaded. May be NULL.
+	 */
+	void (*state)(struct pci_function *function, struct state *state);
 	struct pci_root *root;
 	uint8_t devfn;
 	uint8_t capability_end; /* first free byte of the capability area */
@@ -91,7 +94,7 @@ int pci_root_init(struct pci_root *root, struct bus *bus, const struct bus_ops *
 void pci_root_set_pirq(struct pci_root *root, struct irq_line pirq);
 /* The address register, and every function's command register and BARs; the functions' owners reset the rest. */
 void pci_root_reset(struct pci_root *root);
-/* The root and all functions' configuration spaces; the same functions must be there. */
+/* The root, all functions' configuration spaces and what their `state` adds; the same functions must be there. */
 void pci_root_state(struct pci_root *root, struct state *state);
 
 /* Little-endian fields of a configuration space. */
