@@ -182,6 +182,8 @@ static int load(struct boot_context *boot)
 	static int (*const loaders[])(struct boot_context *) = {boot_linux, boot_multiboot, boot_pvh};
 	int error = write_acpi(boot);
 
+	if (!error)
+		error = boot_write_bios_data(boot);
 	if (error)
 		return error;
 	error = -ENOEXEC;

@@ -337,7 +337,6 @@ DefinitionBlock ("dsdt.aml", "DSDT", 2, "RING3", "RING3PC", 1)
 				IO (Decode16, PC_PORT_FW_CFG, PC_PORT_FW_CFG, 1, 12)
 				IO (Decode16, PC_PORT_ACPI, PC_PORT_ACPI, 1, PC_PORT_ACPI_LENGTH)
 				Memory32Fixed (ReadWrite, PC_MMCONFIG, PC_MMCONFIG_LENGTH)
-				Memory32Fixed (ReadWrite, PC_IOAPIC, PC_IOAPIC_LENGTH)
 				Memory32Fixed (ReadWrite, PC_LAPIC, PC_LAPIC_LENGTH)
 			})
 		}

@@ -16,7 +16,7 @@
 
 #define BOOT_CLAIMS_MAX 256
 
-/* First address that loaders use: the real-mode vectors and BIOS data area below stay zero. */
+/* First address that loaders use: below are the real-mode vectors and the BIOS data area (bios_data.c). */
 #define BOOT_LOWEST 0x1000u
 
 /* The flat GDT that all protocols get; selectors are the Linux protocol's __BOOT_CS and __BOOT_DS. */
@@ -68,6 +68,8 @@ int boot_header(struct boot_context *boot, uint64_t offset, void *buffer, uint64
 int boot_load_initrd(struct boot_context *boot, uint64_t limit, uint64_t *address, uint64_t *length);
 /* Places and writes the GDT, and the entry's selectors with it; 64-bit or 32-bit code segment. */
 int boot_make_gdt(struct boot_context *boot, bool code64);
+/* bios_data.c: interrupt vectors and BIOS data area. */
+int boot_write_bios_data(struct boot_context *boot);
 const char *boot_command_line(const struct boot_context *boot);
 
 /*

@@ -223,6 +223,27 @@ static void files(void **state)
 	assert_string_equal(test->why, "/dev/null: not a kernel: the file is empty");
 }
 
+/* Real-mode vectors lead to an instruction that returns "not supported"; the BIOS data area says what is there. */
+static void bios_data(void **state)
+{
+	struct boot_test *test = *state;
+	uint8_t image[LENGTH];
+
+	make_image(image);
+	memset(memory_pointer(&test->memory, 0, 0x1000), 0xee, 0x1000);
+	assert_int_equal(boot_test_load(test, image, sizeof(image)), 0);
+	for (unsigned i = 0; i < 256; i++) {
+		uint32_t vector = get32(boot_test_guest(test, i * 4, 4));
+		const uint8_t *code = boot_test_guest(test, (vector >> 16 << 4) + (vector & 0xffff), 9);
+		assert_true((vector >> 16 << 4) >= PC_BIOS_AREA);
+		assert_int_equal(code[0], 0x55); /* push bp */
+		assert_int_equal(code[8], 0xcf); /* iret */
+	}
+	assert_int_equal(get16(boot_test_guest(test, 0x400, 2)), 0x3f8);
+	assert_int_equal(get16(boot_test_guest(test, 0x40e, 2)) << 4, PC_EBDA);
+	assert_int_equal(get16(boot_test_guest(test, 0x413, 2)) << 10, PC_EBDA);
+}
+
 /* The same machine again, as at a reset. */
 static void loads_twice(void **state)
 {
@@ -243,9 +264,9 @@ static void loads_twice(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    TEST(loads_64bit),         TEST(identity_map), TEST(initrd_goes_high),
-	    TEST(falls_back_to_32bit), TEST(truncated),    TEST(damaged),
-	    TEST(not_a_kernel),        TEST(files),        TEST(loads_twice),
+	    TEST(loads_64bit), TEST(identity_map), TEST(initrd_goes_high), TEST(falls_back_to_32bit),
+	    TEST(truncated),   TEST(damaged),      TEST(not_a_kernel),     TEST(files),
+	    TEST(bios_data),   TEST(loads_twice),
 	};
 
 	return cmocka_run_group_tests_name("boot_linux", tests, NULL, NULL);
