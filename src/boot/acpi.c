@@ -197,6 +197,22 @@ static uint64_t add_madt(struct builder *builder, unsigned cpus)
 	return address_of(builder, madt);
 }
 
+/* PCI Firmware 3.0 4.1.2: where the configuration spaces of bus 0 are mapped. */
+static uint64_t add_mcfg(struct builder *builder)
+{
+	const size_t length = HEADER_LENGTH + 8 + 16;
+	uint8_t *mcfg = reserve(builder, length, 16);
+
+	if (!mcfg)
+		return 0;
+	put(mcfg + 44, 8, PC_MMCONFIG);
+	put(mcfg + 52, 2, 0); /* segment */
+	mcfg[54] = 0;         /* first and last bus */
+	mcfg[55] = 0;
+	finish_table(mcfg, "MCFG", length, 1);
+	return address_of(builder, mcfg);
+}
+
 /* RSDT (5.2.7) and XSDT (5.2.8): the same list with 4- and 8-byte entries. */
 static uint64_t add_root(struct builder *builder, const char *signature, const uint64_t *tables, size_t count,
                          unsigned width)
@@ -218,9 +234,10 @@ size_t acpi_build(uint8_t *buffer, size_t capacity, uint64_t address, unsigned c
 	uint8_t *rsdp = reserve(&builder, RSDP_LENGTH, 16);
 	uint64_t facs = add_facs(&builder);
 	uint64_t dsdt = add_dsdt(&builder);
-	uint64_t tables[] = {add_fadt(&builder, facs, dsdt), add_madt(&builder, cpus)};
-	uint64_t rsdt = add_root(&builder, "RSDT", tables, 2, 4);
-	uint64_t xsdt = add_root(&builder, "XSDT", tables, 2, 8);
+	uint64_t tables[] = {add_fadt(&builder, facs, dsdt), add_madt(&builder, cpus), add_mcfg(&builder)};
+	const size_t count = sizeof(tables) / sizeof(tables[0]);
+	uint64_t rsdt = add_root(&builder, "RSDT", tables, count, 4);
+	uint64_t xsdt = add_root(&builder, "XSDT", tables, count, 8);
 
 	if (builder.full || !rsdp)
 		return 0;

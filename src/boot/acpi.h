@@ -1,5 +1,5 @@
 /*
- * The ACPI tables (ACPI 6.3): RSDP, XSDT and RSDT, FADT, FACS, MADT, DSDT.
+ * The ACPI tables (ACPI 6.3): RSDP, XSDT and RSDT, FADT, FACS, MADT, MCFG, DSDT.
  */
 #pragma once
 

@@ -176,12 +176,20 @@ static int create_board(struct pc *pc, struct bus *bus)
 	return error;
 }
 
+static void pci_message(void *owner, uint64_t address, uint32_t data)
+{
+	lapic_msi(((struct pc *)owner)->machine->lapics, address, data);
+}
+
 static int create_pci(struct pc *pc, struct bus *bus)
 {
 	const struct irq_line reset = {.set = reset_wire, .owner = pc};
 
 	reset_control_cf9_init(&pc->reset_control, reset);
 	int error = pci_root_init(&pc->pci, bus, &reset_control_cf9_ops, &pc->reset_control);
+	pci_root_set_message(&pc->pci, pci_message, pc);
+	if (!error)
+		error = pci_root_add_ecam(&pc->pci, PC_MMCONFIG);
 	if (!error)
 		error = host_i440fx_init(&pc->host_bridge, &pc->pci);
 	if (!error)
@@ -228,6 +236,22 @@ void pc_destroy(struct machine *machine)
 	machine->pc = NULL;
 }
 
+/* No firmware runs before a kernel that is loaded directly: the BARs get their places here. */
+static void assign_bars(struct pc *pc)
+{
+	static const struct pci_windows windows = {
+		.io = PC_PCI_IO,
+		.io_end = 0x10000,
+		.memory = PC_PCI_WINDOW2,
+		.memory_end = PC_PCI_WINDOW2 + (uint64_t)PC_PCI_WINDOW2_LENGTH,
+		.memory64 = PC_PCI_WINDOW64,
+		.memory64_end = PC_PCI_WINDOW64 + PC_PCI_WINDOW64_LENGTH,
+		.pirq = {PC_PIRQ_A_IRQ, PC_PIRQ_B_IRQ, PC_PIRQ_C_IRQ, PC_PIRQ_D_IRQ},
+	};
+
+	pci_root_assign(&pc->pci, &windows);
+}
+
 void pc_reset(struct pc *pc)
 {
 	pit_8254_reset(&pc->pit);
@@ -244,6 +268,7 @@ void pc_reset(struct pc *pc)
 	host_i440fx_reset(&pc->host_bridge);
 	isa_piix3_reset(&pc->isa_bridge);
 	pm_piix4_reset(&pc->power_management);
+	assign_bars(pc);
 	ioapic_reset(&pc->ioapic);
 	pic_8259_reset(&pc->pic);
 }

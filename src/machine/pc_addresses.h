@@ -79,9 +79,10 @@
 #define PC_EBDA                0x0009fc00 /* 1 KiB, up to the VGA hole */
 #define PC_BIOS_AREA           0x000e0000 /* 128 KiB; with a directly loaded kernel it holds the ACPI tables */
 #define PC_BIOS_AREA_LENGTH    0x00020000
+#define PC_PCI_IO              0xc000     /* ports for BARs, up to the end */
 #define PC_PCI_WINDOW1         0xc0000000 /* for BARs */
 #define PC_PCI_WINDOW1_LENGTH  0x20000000
-#define PC_MMCONFIG            0xe0000000 /* 256 buses; kept free, nothing answers there yet */
+#define PC_MMCONFIG            0xe0000000 /* room for 256 buses; bus 0 answers */
 #define PC_MMCONFIG_LENGTH     0x10000000
 #define PC_PCI_WINDOW2         0xf0000000
 #define PC_PCI_WINDOW2_LENGTH  0x0ec00000

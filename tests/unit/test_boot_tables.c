@@ -97,6 +97,9 @@ static void acpi_tables(void **state)
 			nmis += at[0] == 4;
 		}
 		assert_int_equal(processors, cpus);
+		const uint8_t *mcfg = table_at(tables, used, get64(xsdt + 52), "MCFG");
+		assert_int_equal(get32(mcfg + 4), 60);
+		assert_int_equal(get64(mcfg + 44), PC_MMCONFIG);
 		assert_int_equal(ioapics, 1);
 		assert_int_equal(overrides, 5);
 		assert_int_equal(nmis, 1);

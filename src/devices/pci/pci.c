@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "debug/trace.h"
+#include "devices/pci/msi.h"
+#include "devices/pci/msix.h"
 #include "machine/state.h"
 
 #define ADDRESS_ENABLE 0x80000000u
@@ -34,12 +36,15 @@ void pci_set_writable(struct pci_function *function, unsigned offset, unsigned s
 		function->writable[offset + i] = mask >> 8 * i;
 }
 
-/* The pin shows the request unless the command register forbids it; PIRQs are shared lines. */
-static void update_intx(struct pci_function *function)
+/* The pin shows the request unless the command register forbids it or messages replace it; PIRQs are shared lines. */
+void pci_update_intx(struct pci_function *function)
 {
 	struct pci_root *root = function->root;
 	uint8_t pin = function->config[PCI_INTERRUPT_PIN];
-	bool driven = function->intx && pin && !(pci_get(function, PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE);
+	bool messages =
+	    (function->msi && pci_msi_enabled(function->msi)) || (function->msix && pci_msix_enabled(function->msix));
+	bool driven =
+	    function->intx && pin && !messages && !(pci_get(function, PCI_COMMAND, 2) & PCI_COMMAND_INTX_DISABLE);
 	unsigned line;
 
 	pci_set(function, PCI_STATUS, 2,
@@ -56,7 +61,7 @@ static void update_intx(struct pci_function *function)
 void pci_set_intx(struct pci_function *function, bool level)
 {
 	function->intx = level;
-	update_intx(function);
+	pci_update_intx(function);
 }
 
 /* Where the guest wants a BAR now; false: nowhere. */
@@ -200,9 +205,26 @@ int pci_add_capability(struct pci_function *function, uint8_t id, unsigned lengt
 
 uint32_t pci_config_read(struct pci_root *root, unsigned devfn, unsigned offset, unsigned size)
 {
-	if (devfn >= PCI_FUNCTIONS || !root->function[devfn])
+	struct pci_function *function = devfn < PCI_FUNCTIONS ? root->function[devfn] : NULL;
+
+	if (!function)
 		return UINT32_MAX >> (32 - 8 * size);
-	return pci_get(root->function[devfn], offset, size);
+	if (function->msi)
+		pci_msi_show(function->msi);
+	if (function->config_reading)
+		function->config_reading(function, offset, size);
+	return pci_get(function, offset, size);
+}
+
+/* The BARs, the pin and the messages follow what the registers say now. */
+static void follow_registers(struct pci_function *function)
+{
+	update_bars(function);
+	if (function->msi)
+		pci_msi_update(function->msi);
+	if (function->msix)
+		pci_msix_update(function->msix);
+	pci_update_intx(function);
 }
 
 void pci_config_write(struct pci_root *root, unsigned devfn, unsigned offset, unsigned size, uint32_t value)
@@ -217,8 +239,7 @@ void pci_config_write(struct pci_root *root, unsigned devfn, unsigned offset, un
 
 		*reg = ((*reg & ~writable) | (byte & writable)) & ~(byte & clear);
 	}
-	update_bars(function);
-	update_intx(function);
+	follow_registers(function);
 	if (function->config_written)
 		function->config_written(function, offset, size);
 }
@@ -291,6 +312,101 @@ void pci_root_set_pirq(struct pci_root *root, struct irq_line pirq)
 	root->pirq = pirq;
 }
 
+/* ECAM: bits 19:12 of the offset are the function, 11:0 the register. Conventional functions have 256 of them. */
+static uint64_t ecam_read(void *device, uint64_t offset, unsigned size)
+{
+	unsigned reg = offset & 0xfff;
+
+	return reg < PCI_CONFIG_SIZE ? pci_config_read(device, offset >> 12, reg, size) : ~0ull;
+}
+
+static void ecam_write(void *device, uint64_t offset, unsigned size, uint64_t value)
+{
+	unsigned reg = offset & 0xfff;
+
+	if (reg < PCI_CONFIG_SIZE)
+		pci_config_write(device, offset >> 12, reg, size, value);
+}
+
+static const struct bus_ops ecam_ops = {.read = ecam_read, .write = ecam_write, .max_size = 4};
+
+int pci_root_add_ecam(struct pci_root *root, uint64_t base)
+{
+	return bus_add_mmio(root->bus, base, (uint64_t)PCI_FUNCTIONS << 12, "pci ecam", &ecam_ops, root);
+}
+
+void pci_root_set_message(struct pci_root *root, void (*message)(void *owner, uint64_t address, uint32_t data),
+                          void *owner)
+{
+	root->message = message;
+	root->message_owner = owner;
+}
+
+/*
+ * The guest chooses the address. A function writes interrupt messages only to the local APICs: a message into RAM or
+ * into a device's registers has no use but mischief.
+ */
+void pci_root_message(struct pci_root *root, uint64_t address, uint32_t data)
+{
+	if (root && root->message && address >> 20 == 0xfee)
+		root->message(root->message_owner, address, data);
+}
+
+/* Takes `size` bytes at their natural alignment out of a window. False: no room. */
+static bool window_take(uint64_t *next, uint64_t end, uint64_t size, uint64_t *base)
+{
+	*base = (*next + (size - 1)) & ~(size - 1);
+	if (*base < *next || *base > end || size > end - *base)
+		return false;
+	*next = *base + size;
+	return true;
+}
+
+/* 64-bit BARs go below 4 GiB as long as there is room: every guest can reach them there. */
+static void assign_bar(struct pci_function *function, unsigned index, struct pci_windows *left)
+{
+	const struct pci_bar *bar = &function->bar[index];
+	uint64_t base, io = left->io;
+	uint16_t command = pci_get(function, PCI_COMMAND, 2);
+
+	if (bar->kind == PCI_BAR_IO) {
+		if (!window_take(&io, left->io_end, bar->size, &base))
+			return;
+		left->io = io;
+		command |= PCI_COMMAND_IO;
+	} else {
+		if (!window_take(&left->memory, left->memory_end, bar->size, &base) &&
+		    (bar->kind != PCI_BAR_MEMORY64 ||
+		     !window_take(&left->memory64, left->memory64_end, bar->size, &base)))
+			return;
+		command |= PCI_COMMAND_MEMORY;
+	}
+	pci_set(function, PCI_BAR0 + 4 * index, 4,
+	        (uint32_t)base | (pci_get(function, PCI_BAR0 + 4 * index, 4) & (bar->kind == PCI_BAR_IO ? 3 : 15)));
+	if (bar->kind == PCI_BAR_MEMORY64)
+		pci_set(function, PCI_BAR0 + 4 * index + 4, 4, base >> 32);
+	pci_set(function, PCI_COMMAND, 2, command);
+}
+
+void pci_root_assign(struct pci_root *root, const struct pci_windows *windows)
+{
+	struct pci_windows left = *windows;
+
+	for (unsigned devfn = 0; devfn < PCI_FUNCTIONS; devfn++) {
+		struct pci_function *function = root->function[devfn];
+
+		if (!function)
+			continue;
+		for (unsigned i = 0; i < PCI_BAR_COUNT; i++)
+			if (function->bar[i].kind != PCI_BAR_NONE && function->bar[i].kind != PCI_BAR_MEMORY64_HIGH)
+				assign_bar(function, i, &left);
+		uint8_t pin = function->config[PCI_INTERRUPT_PIN];
+		if (pin && function->writable[PCI_INTERRUPT_LINE] && !function->config[PCI_INTERRUPT_LINE])
+			function->config[PCI_INTERRUPT_LINE] = left.pirq[((devfn >> 3) + (pin - 1u) - 1) & 3];
+		follow_registers(function);
+	}
+}
+
 void pci_root_reset(struct pci_root *root)
 {
 	root->address = 0;
@@ -302,8 +418,11 @@ void pci_root_reset(struct pci_root *root)
 		for (unsigned i = PCI_COMMAND; i < PCI_BAR0 + 4 * PCI_BAR_COUNT; i++)
 			function->config[i] &= ~(function->writable[i] | function->clear[i]);
 		function->config[PCI_INTERRUPT_LINE] = 0;
-		update_bars(function);
-		update_intx(function);
+		if (function->msi)
+			pci_msi_reset(function->msi);
+		if (function->msix)
+			pci_msix_reset(function->msix);
+		follow_registers(function);
 	}
 }
 
@@ -338,8 +457,7 @@ static void apply_loaded(struct pci_root *root)
 
 		if (!function)
 			continue;
-		update_bars(function);
-		update_intx(function);
+		follow_registers(function);
 		if (function->config_written)
 			function->config_written(function, 0, PCI_CONFIG_SIZE);
 	}
