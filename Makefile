@@ -22,7 +22,7 @@ run: setup build
 
 # The last line is the count: "N passed, N failed".
 check:
-	@tools/setup build test
+	@tools/setup build run test
 	@$(MAKE) --no-print-directory build
 	@tools/run-tests $(BUILD) --no-suite long $(ARGS)
 
@@ -32,11 +32,11 @@ check-long:
 	@RING3_LONG=1 tools/run-tests $(BUILD) --timeout-multiplier 20 $(ARGS)
 
 check-asan:
-	@tools/setup build test
+	@tools/setup build run test
 	@tools/run-tests --sanitize address,undefined $(BUILD)-asan --no-suite long --timeout-multiplier 5 $(ARGS)
 
 check-tsan:
-	@tools/setup build test
+	@tools/setup build run test
 	@tools/run-tests --sanitize thread $(BUILD)-tsan --no-suite long --timeout-multiplier 10 $(ARGS)
 
 check-headers: build
@@ -51,7 +51,7 @@ format:
 # SECONDS for each target; the short runs are in `make check`.
 SECONDS = 60
 fuzz:
-	@tools/setup build test
+	@tools/setup build run test
 	@tools/fuzz $(SECONDS) $(ARGS)
 
 bench:
