@@ -16,7 +16,8 @@
  * VERW; LFENCE is serializing: DE_CFG is left alone. No IBPB, STIBP: nothing to issue at context switches.
  *  - Intel: IA32_ARCH_CAPABILITIES with RDCL_NO, IBRS_ALL, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO, SBDR/FBSDP/PSDP_NO,
  * BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO.
- *  - What is left is cheap: pointer masking against Spectre v1, and RSB filling at context switches.
+ *  - What is left is cheap: pointer masking against Spectre v1, and in some kernels RSB filling at context switches.
+ *    Seen with Debian's 6.1.192: only spectre_v1 and spectre_v2 ("Enhanced / Automatic IBRS") are not "Not affected".
  * `--cpu host,mitigations=on` hides all these bits and offers IBRS, IBPB, STIBP and SSBD instead, so that the guest
  * does what it would do on an old host.
  */
