@@ -333,7 +333,8 @@ static int status_of(enum machine_end end, int debug_exit_status)
 static int run_until_end(struct run *run, struct gdbstub *debugger)
 {
 	struct event_source *source;
-	int debug_exit_status = 0, status;
+	int debug_exit_status = 0;
+	enum machine_end end;
 
 	if (debugger && gdbstub_attach(debugger, run->machine) < 0)
 		return STATUS_FAILED;
@@ -342,9 +343,9 @@ static int run_until_end(struct run *run, struct gdbstub *debugger)
 		log_error("signals: %s", strerror(errno));
 		return STATUS_FAILED;
 	}
-	status = status_of(machine_run(run->machine, &debug_exit_status), debug_exit_status);
+	end = machine_run(run->machine, &debug_exit_status);
 	event_source_remove(source);
-	return status;
+	return status_of(end, debug_exit_status);
 }
 
 static int run_machine(struct run *run)
