@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "backends/chardev/chardev.h"
@@ -254,18 +255,25 @@ static void fill_signals(sigset_t *set)
 	sigaddset(set, SIGHUP);
 }
 
-/* The first signal asks for a clean end; the next one finds this thread open for its default action. */
+/*
+ * The first signal asks for a clean end; a later one finds this thread open for its default action. Some senders
+ * (timeout(1)) signal the process and then its group: what comes at once is the same request.
+ */
 static void signal_ready(void *owner, uint32_t events)
 {
+	const struct timespec moment = {.tv_nsec = 100000000};
 	struct run *run = owner;
 	struct signalfd_siginfo information;
 	sigset_t set;
 
 	if (read(run->signals, &information, sizeof(information)) != sizeof(information))
 		return;
+	machine_end(run->machine, MACHINE_QUIT, 0);
+	nanosleep(&moment, NULL);
+	while (read(run->signals, &information, sizeof(information)) > 0)
+		;
 	fill_signals(&set);
 	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-	machine_end(run->machine, MACHINE_QUIT, 0);
 }
 
 /* Before any thread is started, so that all inherit the mask. */
