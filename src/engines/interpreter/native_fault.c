@@ -97,6 +97,8 @@ static void pass_on(int signal, siginfo_t *info, void *context)
 
 static void handle(int signal, siginfo_t *info, void *context)
 {
+	/* Linux enters a handler with EFLAGS.AC as it was; compiled code does not keep to natural alignment. */
+	__asm__ volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "memory", "cc");
 	if (!redirect(running, context)) {
 		int error = errno;
 		pass_on(signal, info, context);

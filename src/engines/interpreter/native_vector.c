@@ -363,7 +363,10 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 		v->opmask[e->mask_register] = 0;
 }
 
-/* MASKMOVQ, MASKMOVDQU: bytes at DS:rDI whose mask byte has its sign bit set. */
+/*
+ * MASKMOVQ, MASKMOVDQU: bytes at DS:rDI whose mask byte has its sign bit set. All of the operand has to be writable
+ * whatever the mask, which the manual leaves to the implementation and AMD's processors do.
+ */
 void native_maskmov(struct vcpu *vcpu, const struct native_operation *operation)
 {
 	const struct native_entry *entry = native_entry_of(operation);
@@ -384,15 +387,12 @@ void native_maskmov(struct vcpu *vcpu, const struct native_operation *operation)
 	}
 	for (unsigned n = 0; n < e->mask_count; n++)
 		active |= (uint64_t)(both.mask[n] >> 7) << n;
-	if (!active)
-		return;
-	unsigned start = (unsigned)__builtin_ctzll(active), end = 64u - (unsigned)__builtin_clzll(active);
 	uint64_t linear =
-	    segment_linear(vcpu, e->segment, truncate(operation, vcpu->state.gpr[RDI] + start), end - start, true);
-	mmu_probe_write(vcpu, linear, end - start);
+	    segment_linear(vcpu, e->segment, truncate(operation, vcpu->state.gpr[RDI]), e->mask_count, true);
+	mmu_probe_write(vcpu, linear, e->mask_count);
 	for (; active; active &= active - 1) {
 		unsigned n = (unsigned)__builtin_ctzll(active);
-		mmu_write(vcpu, linear + n - start, 1, both.data[n]);
+		mmu_write(vcpu, linear + n, 1, both.data[n]);
 	}
 }
 

@@ -86,8 +86,10 @@ static void x87_to_image(const struct vcpu *vcpu, uint8_t *image, bool wide)
 	memcpy(image + 32, x.st, sizeof x.st);
 }
 
-static void x87_from_image(struct cpu_state *s, const uint8_t *image, bool wide)
+/* Leaves the registers live: the host's own load makes reserved bits and FSW.ES what they should be. */
+static void x87_from_image(struct vcpu *vcpu, const uint8_t *image, bool wide)
 {
+	struct cpu_state *s = &vcpu->state;
 	memcpy(&s->x87, image, 24);
 	memcpy(s->x87.st, image + 32, sizeof s->x87.st);
 	s->x87.reserved1 = 0;
@@ -101,6 +103,7 @@ static void x87_from_image(struct cpu_state *s, const uint8_t *image, bool wide)
 	}
 	for (unsigned n = 0; n < 8; n++)
 		memset(s->x87.st[n] + 10, 0, 6);
+	native_x87_load(vcpu);
 }
 
 static const struct x87_state x87_initial = {.fcw = 0x37f};
@@ -173,7 +176,7 @@ void native_fxrstor(struct vcpu *vcpu, const struct native_operation *operation)
 	mmu_read_bytes(vcpu, linear, image, sizeof image);
 	uint32_t mxcsr = vcpu->state.cr4 & CR4_OSFXSR ? mxcsr_from_image(vcpu, image) : vcpu->state.vector.mxcsr;
 	native_x87_save(vcpu);
-	x87_from_image(&vcpu->state, image, is_64bit_image(operation));
+	x87_from_image(vcpu, image, is_64bit_image(operation));
 	vcpu->state.vector.mxcsr = mxcsr;
 	if (fx_has_xmm(vcpu))
 		for (unsigned n = 0; n < register_count(vcpu); n++)
@@ -436,7 +439,7 @@ void native_xrstor(struct vcpu *vcpu, const struct native_operation *operation)
 		component_from_image(vcpu, &vector, i, buffer);
 	}
 	if (loaded & XSTATE_X87)
-		x87_from_image(s, legacy, is_64bit_image(operation));
+		x87_from_image(vcpu, legacy, is_64bit_image(operation));
 	else if (requested & XSTATE_X87)
 		x87_initialize(s);
 	s->vector = vector;
