@@ -32,8 +32,14 @@ static uint64_t rdmsr(struct fixture *f, uint32_t index)
 	return value;
 }
 
-#define WRMSR(f, index, value)       ASSERT_FINE(f, x86_wrmsr(&(f)->vcpu, index, value))
-#define WRMSR_FAULT(f, index, value) ASSERT_FAULT(f, VECTOR_GP, 0, x86_wrmsr(&(f)->vcpu, index, value))
+/* Out of line, so that no caller's variable lives over a longjmp. */
+static int wrmsr(struct fixture *f, uint32_t index, uint64_t value)
+{
+	return RAISED(f, x86_wrmsr(&f->vcpu, index, value));
+}
+
+#define WRMSR(f, index, value)       assert_int_equal(wrmsr(f, index, value), -1)
+#define WRMSR_FAULT(f, index, value) assert_int_equal(wrmsr(f, index, value), VECTOR_GP)
 #define RDMSR_FAULT(f, index)        ASSERT_FAULT(f, VECTOR_GP, 0, x86_rdmsr(&(f)->vcpu, index))
 
 static void test_rights(void **state)
