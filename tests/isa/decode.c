@@ -21,9 +21,9 @@
 
 #include "isa.h"
 #include "opinion.h"
+#include "workers.h"
 
 #define FAILURES_MAX 4096
-#define WORKERS_MAX  64
 #define BYTES        15
 
 struct failure {
@@ -35,6 +35,7 @@ struct failure {
 struct results {
 	_Atomic uint64_t cases, failures, left_out, broken, found;
 	_Atomic uint64_t vector[32];
+	struct worker_progress progress[WORKERS_MAX];
 	struct failure failure[FAILURES_MAX];
 };
 
@@ -152,8 +153,10 @@ static void judge(struct run *run, struct isa_case *test, const struct isa_outco
 	}
 }
 
-static int worker_run(struct run *run, unsigned number)
+static int worker_run(void *owner, unsigned number)
 {
+	struct run *run = owner;
+	struct worker_progress *progress = &run->results->progress[number];
 	static struct isa_outcome other[ISA_BATCH];
 	struct native_runner *runner = native_create_runner();
 	struct opinion opinion;
@@ -172,8 +175,11 @@ static int worker_run(struct run *run, unsigned number)
 			else
 				atomic_fetch_add(&run->results->left_out, 1);
 		error = native_start(runner, count);
-		for (unsigned i = 0; i < count && !error; i++)
+		for (unsigned i = 0; i < count && !error; i++) {
+			progress->seed = native_case(runner, i)->seed;
+			progress->cases++;
 			opinion_run(&opinion, native_case(runner, i), &other[i]);
+		}
 		if (!error)
 			error = native_wait(runner);
 		for (unsigned i = 0; i < count && !error; i++)
@@ -186,33 +192,24 @@ static int worker_run(struct run *run, unsigned number)
 	return error;
 }
 
-static int run_workers(struct run *run)
+static void describe_case(void *owner, const struct worker_progress *progress, char text[160])
 {
-	pid_t pid[WORKERS_MAX];
-	int failed = 0;
+	(void)owner;
+	snprintf(text, 160, "--replay %#llx", (unsigned long long)progress->seed);
+}
 
-	fflush(NULL);
-	for (unsigned i = 0; i < run->workers; i++) {
-		pid[i] = fork();
-		if (pid[i] == 0) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			int error = worker_run(run, i);
+static bool run_workers(struct run *run)
+{
+	const struct workers workers = {
+	    .program = "isa-decode",
+	    .count = run->workers,
+	    .progress = run->results->progress,
+	    .owner = run,
+	    .work = worker_run,
+	    .describe = describe_case,
+	};
 
-			if (error)
-				fprintf(stderr, "isa-decode: worker %u: %s\n", i, strerror(-error));
-			fflush(NULL);
-			_exit(error ? 1 : 0);
-		}
-	}
-	for (unsigned i = 0; i < run->workers; i++) {
-		int status = 0;
-
-		if (pid[i] < 0 || waitpid(pid[i], &status, 0) < 0 || status) {
-			fprintf(stderr, "isa-decode: worker %u ended with wait status %#x\n", i, (unsigned)status);
-			failed = 1;
-		}
-	}
-	return failed;
+	return workers_run(&workers);
 }
 
 /* ---- report ---- */
@@ -336,6 +333,6 @@ int main(int argc, char **argv)
 		fprintf(stderr, "isa-decode: %s\n", strerror(-error));
 		return 1;
 	}
-	int failed = run_workers(&run);
-	return report(&run) | failed ? 1 : 0;
+	bool failed = run.replay ? worker_run(&run, 0) != 0 : !run_workers(&run);
+	return report(&run) || failed ? 1 : 0;
 }

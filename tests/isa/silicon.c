@@ -20,10 +20,10 @@
 
 #include "isa.h"
 #include "opinion.h"
+#include "workers.h"
 
 #define FAILURES_MAX 8192
 #define EXIT_SKIPPED 77 /* as Meson understands it */
-#define WORKERS_MAX  64
 #define PROBES       8
 
 struct failure {
@@ -36,6 +36,7 @@ struct failure {
 struct results {
 	_Atomic uint64_t cases, failures, broken, found, unborn;
 	_Atomic uint64_t vector[32]; /* how the cases ended on the silicon */
+	struct worker_progress progress[WORKERS_MAX];
 	struct failure failure[FAILURES_MAX];
 	/* Per form, `form_count` of each. */
 	_Atomic uint32_t *form_cases, *form_failures;
@@ -264,8 +265,10 @@ static bool make_case(struct run *run, struct native_runner *runner, uint64_t n,
 	return false;
 }
 
-static int worker_run(struct run *run, unsigned number)
+static int worker_run(void *owner, unsigned number)
 {
+	struct run *run = owner;
+	struct worker_progress *progress = &run->results->progress[number];
 	static struct isa_decoded decoded[ISA_BATCH];
 	static struct isa_outcome other[ISA_BATCH];
 	bool broken[ISA_BATCH];
@@ -283,7 +286,12 @@ static int worker_run(struct run *run, unsigned number)
 			count += make_case(run, runner, n, count, &decoded[count]);
 		error = native_start(runner, count);
 		for (unsigned i = 0; i < count && !error; i++) {
-			broken[i] = opinion_run(&opinion, native_case(runner, i), &other[i]);
+			const struct isa_case *test = native_case(runner, i);
+
+			progress->seed = test->seed;
+			progress->form = (uint64_t)(test->form - run->forms.form);
+			progress->cases++;
+			broken[i] = opinion_run(&opinion, test, &other[i]);
 		}
 		if (!error)
 			error = native_wait(runner);
@@ -297,33 +305,27 @@ static int worker_run(struct run *run, unsigned number)
 	return error;
 }
 
-static int run_workers(struct run *run)
+static void describe_case(void *owner, const struct worker_progress *progress, char text[160])
 {
-	pid_t pid[WORKERS_MAX];
-	int failed = 0;
+	struct run *run = owner;
+	const struct isa_form *form = &run->forms.form[progress->form];
 
-	fflush(NULL);
-	for (unsigned i = 0; i < run->options.workers; i++) {
-		pid[i] = fork();
-		if (pid[i] == 0) {
-			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			int error = worker_run(run, i);
+	snprintf(text, 160, "%s   --replay %#llx/%#llx", form->name, (unsigned long long)progress->seed,
+	         (unsigned long long)form->key);
+}
 
-			if (error)
-				fprintf(stderr, "isa-silicon: worker %u: %s\n", i, strerror(-error));
-			fflush(NULL);
-			_exit(error ? 1 : 0);
-		}
-	}
-	for (unsigned i = 0; i < run->options.workers; i++) {
-		int status = 0;
+static bool run_workers(struct run *run)
+{
+	const struct workers workers = {
+	    .program = "isa-silicon",
+	    .count = run->options.workers,
+	    .progress = run->results->progress,
+	    .owner = run,
+	    .work = worker_run,
+	    .describe = describe_case,
+	};
 
-		if (pid[i] < 0 || waitpid(pid[i], &status, 0) < 0 || status) {
-			fprintf(stderr, "isa-silicon: worker %u ended with wait status %#x\n", i, (unsigned)status);
-			failed = 1;
-		}
-	}
-	return failed;
+	return workers_run(&workers);
 }
 
 /* ---- reports ---- */
@@ -573,7 +575,8 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	int failed = run_workers(&run);
+	/* A single case runs in this process, for a debugger's sake. */
+	bool failed = run.options.replay ? worker_run(&run, 0) != 0 : !run_workers(&run);
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	failed |= report(&run, (double)(now.tv_sec - start.tv_sec) + 1e-9 * (double)(now.tv_nsec - start.tv_nsec));
 	return failed ? 1 : 0;
