@@ -6,6 +6,10 @@
  *	twin     save, load into a new chip, go on: both see and do the same
  *	corrupt  a damaged saved state is refused or harmless
  *
+ * and one for those whose reset leaves nothing of the past:
+ *
+ *	reset    after random accesses and a reset the saved state is that of a new chip
+ *
  * They are deterministic: RING3_SEED in the environment sets another seed, RING3_ROUNDS more work.
  */
 #pragma once
@@ -285,6 +289,39 @@ static inline void device_corrupt(const struct device_kind *kind, unsigned trial
 		free(copy);
 		rig_unmake(&first, kind);
 		rig_unmake(&second, kind);
+	}
+}
+
+static inline void device_reset(const struct device_kind *kind, unsigned trials)
+{
+	struct random random = {test_seed(kind->name)};
+	struct device_kind quiet = *kind;
+
+	quiet.stimulate = NULL; /* lines and buttons outlive a reset */
+	for (unsigned trial = 0; trial < trials; trial++) {
+		struct state *old = state_save_begin(), *new = state_save_begin();
+		struct rig first, second;
+		const void *old_data, *new_data;
+		size_t old_length, new_length;
+
+		rig_make(&first, &quiet);
+		rig_make(&second, &quiet);
+		for (unsigned i = random_below(&random, 300); i > 0; i--)
+			rig_random_event(&first, &quiet, &random);
+		clock_advance(second.clock, clock_now(first.clock));
+		kind->reset(first.chip);
+		kind->reset(second.chip);
+		kind->state(first.chip, old);
+		kind->state(second.chip, new);
+		old_data = state_save_data(old, &old_length);
+		new_data = state_save_data(new, &new_length);
+		assert_int_equal(old_length, new_length);
+		assert_memory_equal(old_data, new_data, new_length);
+		assert_memory_equal(first.level, second.level, sizeof first.level);
+		state_free(old);
+		state_free(new);
+		rig_unmake(&first, &quiet);
+		rig_unmake(&second, &quiet);
 	}
 }
 

@@ -110,6 +110,19 @@ static void test_power_button(void **context)
 	assert_true(rig.level[SCI]);
 	set(&rig, 1, 1, 0x01);
 	assert_false(rig.level[SCI]);
+	/* Enables, by bytes. */
+	set(&rig, 2, 2, 0xffff);
+	assert_int_equal(get(&rig, 2, 2), 0x0721);
+	set(&rig, 3, 1, 0x00);
+	assert_int_equal(get(&rig, 2, 2), 0x0021);
+	set(&rig, 2, 1, 0x20);
+	assert_int_equal(get(&rig, 2, 2), 0x0020);
+	set(&rig, 0x22, 2, 0xffff);
+	set(&rig, 0x23, 1, 0x00);
+	assert_int_equal(get(&rig, 0x20, 4), 0x00ff0000);
+	set(&rig, 0x22, 2, 0);
+	acpi_pm_raise_gpe(rig.chip, 16);
+	assert_int_equal(get(&rig, 0x20, 2), 0);
 	/* A general-purpose event. */
 	acpi_pm_raise_gpe(rig.chip, 3);
 	assert_false(rig.level[SCI]);
@@ -125,7 +138,8 @@ static void test_sleep(void **context)
 	struct rig rig;
 
 	rig_make(&rig, &kind);
-	set(&rig, 4, 2, 1 << 10); /* a type without SLP_EN */
+	set(&rig, 4, 2, 1 << 10); /* types without SLP_EN */
+	set(&rig, 4, 2, 0);
 	assert_int_equal(rig.rises[POWER_OFF], 0);
 	set(&rig, 4, 2, 1 << 10 | 0x2000); /* S3, which is not there: wakes at once */
 	assert_int_equal(rig.rises[POWER_OFF], 0);
@@ -177,12 +191,17 @@ static void test_timer(void **context)
 	rig_unmake(&rig, &wide);
 }
 
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_enable),  cmocka_unit_test(test_power_button), cmocka_unit_test(test_sleep),
 	    cmocka_unit_test(test_timer),   cmocka_unit_test(test_hammer),       cmocka_unit_test(test_twin),
-	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_corrupt), cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -157,6 +157,33 @@ static void test_unclaimed_is_named_once(void **context)
 	assert_non_null(strstr(text, "5678"));
 	assert_non_null(strstr(text, "fd000010"));
 	assert_null(strstr(text, "fd000020"));
+	assert_non_null(strstr(text, "read of 2 bytes"));
+	assert_non_null(strstr(text, "write of 1 bytes (9a)"));
+}
+
+static void test_trace(void **context)
+{
+	static struct bus bus;
+	struct chip chip = {.reg = {0x11, 0x22}};
+	struct trace trace = {.mask = 1u << TRACE_IO | 1u << TRACE_MMIO};
+	char text[4096] = "";
+
+	trace.file = fmemopen(text, sizeof text - 1, "w");
+	assert_non_null(trace.file);
+	bus_init(&bus, &trace);
+	assert_int_equal(bus_add_ports(&bus, 0x100, 2, "tested", &byte_ops, &chip), 0);
+	assert_int_equal(bus_add_mmio(&bus, 0xfed00000, 4, "mapped", &wide_ops, &chip), 0);
+	bus_port_read(&bus, 0x100, 2);
+	bus_port_write(&bus, 0x101, 1, 0x5a);
+	bus_port_write(&bus, 0x200, 1, 0x5b);
+	bus_mmio_write(&bus, 0xfed00000, 4, 0x12345678);
+	bus_mmio_read(&bus, 0xfed00000, 4);
+	fclose(trace.file);
+	assert_non_null(strstr(text, "in  0100.2 -> 2211  tested"));
+	assert_non_null(strstr(text, "out 0101.1 <- 5a  tested"));
+	assert_non_null(strstr(text, "out 0200.1 <- 5b  -"));
+	assert_non_null(strstr(text, "write 0fed00000.4 <- 12345678  mapped"));
+	assert_non_null(strstr(text, "-> 12345678  mapped"));
 }
 
 /* Against a plain array of who owns which byte. */
@@ -204,6 +231,7 @@ int main(void)
 	    cmocka_unit_test(test_range_moves_during_access),
 	    cmocka_unit_test(test_unclaimed_is_named_once),
 	    cmocka_unit_test(test_random_ranges),
+	    cmocka_unit_test(test_trace),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

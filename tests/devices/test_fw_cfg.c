@@ -204,6 +204,13 @@ static void test_dma(void **context)
 	/* The access structure itself is nowhere: ignored. */
 	bus_port_write(&rig.bus, 0x514, 4, 0xffffffff);
 	bus_port_write(&rig.bus, 0x518, 4, 0xffffffff);
+	/* A reset forgets half an address. */
+	bus_port_write(&rig.bus, 0x514, 4, 0xffffffff);
+	fw_cfg_reset(rig.chip);
+	put_access(&rig, 0x20 << 16 | 8 | 2, 4, 0x2000);
+	bus_port_write(&rig.bus, 0x518, 4, htobe32(ACCESS));
+	memory_read(&board->memory, ACCESS, bytes, 4);
+	assert_memory_equal(bytes, "\0\0\0\0", 4);
 	/* And over itself: the answer wins. */
 	assert_int_equal(dma(&rig, 0x20 << 16 | 8 | 2, 16, ACCESS), 0);
 	/* The low half alone uses a high half of 0 again. */

@@ -311,11 +311,11 @@ static void test_mouse(void **context)
 	}
 	mouse(&rig, 0xf4);
 	i8042_mouse(rig.chip, 0, 0, -1, 0);
-	EXPECT(&rig, 0x10a, 0x100, 0x100, 0x1ff);
+	EXPECT(&rig, 0x108, 0x100, 0x100, 0x1ff);
 	/* Hostile distances do not overflow. */
 	i8042_mouse(rig.chip, INT32_MIN, INT32_MIN, INT32_MIN, 0);
 	i8042_mouse(rig.chip, INT32_MAX, INT32_MAX, INT32_MAX, 0);
-	assert_int_equal(get(&rig), 0x11a);
+	assert_int_equal(get(&rig), 0x118);
 	rig_unmake(&rig, &kind);
 }
 
@@ -343,6 +343,11 @@ static void test_reset_and_a20(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -354,6 +359,7 @@ int main(void)
 	    cmocka_unit_test(test_hammer),
 	    cmocka_unit_test(test_twin),
 	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -240,11 +240,30 @@ static void test_level(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
+static void test_reset_masks(void **context)
+{
+	struct rig rig;
+
+	rig_make(&rig, &kind);
+	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
+		set_entry(&rig, pin, 0x0100000000008030 + pin);
+	ioapic_reset(rig.chip);
+	for (unsigned pin = 0; pin < IOAPIC_PINS; pin++)
+		assert_int_equal(get(&rig, 0x10 + 2 * pin), 0x10000);
+	rig_unmake(&rig, &kind);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_registers), cmocka_unit_test(test_edge), cmocka_unit_test(test_level),
-	    cmocka_unit_test(test_hammer),    cmocka_unit_test(test_twin), cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_registers),   cmocka_unit_test(test_edge),   cmocka_unit_test(test_level),
+	    cmocka_unit_test(test_reset_masks), cmocka_unit_test(test_hammer), cmocka_unit_test(test_twin),
+	    cmocka_unit_test(test_corrupt),     cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

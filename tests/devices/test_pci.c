@@ -349,12 +349,17 @@ static void test_smbus(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_mechanism), cmocka_unit_test(test_bars),       cmocka_unit_test(test_bar_rules),
 	    cmocka_unit_test(test_smbus),     cmocka_unit_test(test_interrupts), cmocka_unit_test(test_hammer),
-	    cmocka_unit_test(test_twin),      cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_twin),      cmocka_unit_test(test_corrupt),    cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

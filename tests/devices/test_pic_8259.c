@@ -272,7 +272,18 @@ static void test_initialization(void **context)
 	out8(&rig, 0x21, 0x58);
 	out8(&rig, 0x21, 0xfe);
 	assert_int_equal(in8(&rig, 0x21), 0xfe);
+	/* ICW3 and no ICW4: the fourth byte is the mask. */
+	out8(&rig, 0x20, 0x10);
+	out8(&rig, 0x21, 0x58);
+	out8(&rig, 0x21, 0x04);
+	out8(&rig, 0x21, 0xef);
+	assert_int_equal(in8(&rig, 0x21), 0xef);
 	rig_unmake(&rig, &kind);
+}
+
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
 }
 
 int main(void)
@@ -290,6 +301,7 @@ int main(void)
 	    cmocka_unit_test(test_hammer),
 	    cmocka_unit_test(test_twin),
 	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

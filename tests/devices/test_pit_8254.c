@@ -251,6 +251,15 @@ static void test_latch_and_read_back(void **context)
 	out8(&rig, 0x41, 0x80);
 	advance_ticks(&rig, 3);
 	assert_int_equal(in8(&rig, 0x41), 0x7f);
+	/* Only the channels that are named, only what is asked for. */
+	load(&rig, 1, 2, 0x2000);
+	load(&rig, 2, 2, 0x3000);
+	out8(&rig, 0x43, 0xe8); /* status of channel 2 */
+	assert_int_equal(in8(&rig, 0x42), 0xb4); /* its gate is low: loaded, and standing */
+	assert_int_equal(in8(&rig, 0x42), latch(&rig, 2) & 0xff);
+	assert_int_equal(in8(&rig, 0x41), latch(&rig, 1) & 0xff);
+	in8(&rig, 0x41);
+	in8(&rig, 0x42);
 	/* BCD. */
 	out8(&rig, 0x43, 0x75);
 	out8(&rig, 0x41, 0x00);
@@ -335,21 +344,66 @@ static void test_port61(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
+/* Mode 3 counts by twos, twice through; mode 0 wraps at 65536 or 10000. */
+static void test_counts(void **context)
+{
+	struct rig rig;
+
+	rig_make(&rig, &kind);
+	out8(&rig, 0x61, 1);
+	load(&rig, 2, 3, 8);
+	advance_ticks(&rig, 1);
+	for (unsigned i = 0; i < 16; i++) {
+		assert_int_equal(latch(&rig, 2), 8 - 2 * (i % 4));
+		advance_ticks(&rig, 1);
+	}
+	load(&rig, 2, 3, 7);
+	advance_ticks(&rig, 1);
+	for (unsigned i = 0; i < 14; i++) {
+		static const uint8_t count[] = {6, 4, 2, 0, 6, 4, 2};
+
+		assert_int_equal(latch(&rig, 2), count[i % 7]);
+		advance_ticks(&rig, 1);
+	}
+	load(&rig, 2, 0, 3);
+	advance_ticks(&rig, 4);
+	assert_int_equal(latch(&rig, 2), 0);
+	advance_ticks(&rig, 2);
+	assert_int_equal(latch(&rig, 2), 0xfffe);
+	advance_ticks(&rig, 65536);
+	assert_int_equal(latch(&rig, 2), 0xfffe);
+	out8(&rig, 0x43, 0xb1);
+	out8(&rig, 0x42, 3);
+	out8(&rig, 0x42, 0);
+	advance_ticks(&rig, 6);
+	assert_int_equal(latch(&rig, 2), 0x9998);
+	/* Channel 0's gate is tied high: modes 1 and 5 never start. */
+	load(&rig, 0, 1, 10);
+	rig.rises[IRQ0] = 0;
+	clock_advance(rig.clock, 1000000000);
+	load(&rig, 0, 5, 10);
+	clock_advance(rig.clock, 1000000000);
+	assert_int_equal(rig.rises[IRQ0], 0);
+	assert_true(rig.level[IRQ0]);
+	assert_int_equal(status(&rig, 0), 0xfa);
+	rig_unmake(&rig, &kind);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_rate_generator),
-	    cmocka_unit_test(test_square_wave),
-	    cmocka_unit_test(test_terminal_count),
-	    cmocka_unit_test(test_one_interrupt),
-	    cmocka_unit_test(test_gate_triggered),
-	    cmocka_unit_test(test_latch_and_read_back),
-	    cmocka_unit_test(test_new_count_waits),
-	    cmocka_unit_test(test_storm_is_bounded),
-	    cmocka_unit_test(test_port61),
-	    cmocka_unit_test(test_hammer),
-	    cmocka_unit_test(test_twin),
-	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_rate_generator),  cmocka_unit_test(test_square_wave),
+	    cmocka_unit_test(test_terminal_count),  cmocka_unit_test(test_one_interrupt),
+	    cmocka_unit_test(test_gate_triggered),  cmocka_unit_test(test_latch_and_read_back),
+	    cmocka_unit_test(test_new_count_waits), cmocka_unit_test(test_storm_is_bounded),
+	    cmocka_unit_test(test_port61),          cmocka_unit_test(test_counts),
+	    cmocka_unit_test(test_hammer),          cmocka_unit_test(test_twin),
+	    cmocka_unit_test(test_corrupt),         cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

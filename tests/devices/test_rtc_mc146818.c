@@ -73,6 +73,16 @@ static void test_time(void **context)
 	assert_time(&rig, "2000-02-29 00:00:00 day 3");
 	clock_advance(rig.clock, 86400 * SECOND);
 	assert_time(&rig, "2000-03-01 00:00:00 day 4");
+	/* Century years. */
+	set(&rig, 0x32, 0x21);
+	set(&rig, 8, 0x02);
+	set(&rig, 7, 0x28);
+	assert_time(&rig, "2100-02-28 00:00:00 day 4");
+	clock_advance(rig.clock, 86400 * SECOND);
+	assert_time(&rig, "2100-03-01 00:00:00 day 5");
+	set(&rig, 0x32, 0x20);
+	set(&rig, 8, 0x03);
+	set(&rig, 7, 0x01);
 	/* Binary, and twelve hours. */
 	set(&rig, 11, 0x04);
 	clock_advance(rig.clock, 13 * 3600 * SECOND);
@@ -165,6 +175,18 @@ static void test_interrupts(void **context)
 			get(&rig, 12);
 	}
 	assert_int_equal(rig.rises[IRQ8], 1024);
+	/* Rates 1 and 2 are 256 and 128 Hz. */
+	for (unsigned rate = 1; rate <= 3; rate++) {
+		set(&rig, 10, 0x20 | rate);
+		get(&rig, 12);
+		rig.rises[IRQ8] = 0;
+		for (unsigned i = 0; i < 20000; i++) {
+			clock_advance(rig.clock, 50000);
+			if (rig.level[IRQ8])
+				get(&rig, 12);
+		}
+		assert_in_range(rig.rises[IRQ8], rate == 3 ? 8191 : 511 >> rate, rate == 3 ? 8192 : 512 >> rate);
+	}
 	set(&rig, 10, 0x20);
 	get(&rig, 12);
 	clock_advance(rig.clock, SECOND);
@@ -228,12 +250,47 @@ static void test_cmos(void **context)
 	rig_unmake(&rig, &kind);
 }
 
+/* Reset clears the enables and flags; SET the update enable. Time and RAM stay. */
+static void test_reset(void **context)
+{
+	struct rig rig;
+
+	rig_make(&rig, &kind);
+	set(&rig, 0x40, 0x77);
+	set(&rig, 11, 0x72);
+	clock_advance(rig.clock, SECOND * 3 / 2);
+	assert_true(rig.level[IRQ8]);
+	set(&rig, 0xff, 0);
+	rtc_mc146818_reset(rig.chip);
+	assert_false(rig.level[IRQ8]);
+	assert_false(rig.level[NMI_MASK]);
+	assert_int_equal(get(&rig, 12), 0);
+	assert_int_equal(get(&rig, 11), 0x02);
+	assert_int_equal(get(&rig, 0x40), 0x77);
+	assert_time(&rig, "2000-01-01 00:00:01 day 7");
+	set(&rig, 11, 0x12);
+	set(&rig, 11, 0x92);
+	assert_int_equal(get(&rig, 11), 0x82);
+	/* Set in twelve hours: noon, one in the afternoon, midnight. */
+	for (unsigned i = 0; i < 3; i++) {
+		static const uint8_t written[] = {0x92, 0x81, 0x12}, read[] = {0x12, 0x13, 0x00};
+
+		set(&rig, 11, 0x80);
+		set(&rig, 4, written[i]);
+		set(&rig, 11, 0x00);
+		set(&rig, 11, 0x02);
+		assert_int_equal(get(&rig, 4), read[i]);
+	}
+	rig_unmake(&rig, &kind);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_time),       cmocka_unit_test(test_set),   cmocka_unit_test(test_update_in_progress),
-	    cmocka_unit_test(test_interrupts), cmocka_unit_test(test_alarm), cmocka_unit_test(test_cmos),
-	    cmocka_unit_test(test_hammer),     cmocka_unit_test(test_twin),  cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_time),       cmocka_unit_test(test_set),    cmocka_unit_test(test_update_in_progress),
+	    cmocka_unit_test(test_interrupts), cmocka_unit_test(test_alarm),  cmocka_unit_test(test_cmos),
+	    cmocka_unit_test(test_reset),      cmocka_unit_test(test_hammer), cmocka_unit_test(test_twin),
+	    cmocka_unit_test(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -330,10 +330,76 @@ static void test_loopback_and_modem(void **context)
 	for (unsigned i = 0; i < 16; i++)
 		put(&rig, 0, 0x40 + i);
 	assert_int_equal(((struct peer *)rig.extra)->count, 0);
+	put(&rig, 1, 0);
 	serial_16550_receive(rig.chip, &byte, 1); /* disconnected */
 	for (unsigned i = 0; i < 16; i++)
 		assert_int_equal(get(&rig, 0), 0x40 + i);
 	assert_int_equal(get(&rig, 5), 0x60);
+	/* Out of the loop the peer's lines are there again, and their change is told. */
+	put(&rig, 4, 0x0b);
+	assert_int_equal(get(&rig, 6), 0xbb);
+	assert_int_equal(get(&rig, 6), 0xb0);
+	rig_unmake(&rig, &kind);
+}
+
+static void test_reset(void **context)
+{
+	device_reset(&kind, 200);
+}
+
+/* FreeBSD's driver measures the FIFO in loopback: 16 bytes fit, the 17th overruns. */
+static void test_freebsd_probe(void **context)
+{
+	struct rig rig;
+	unsigned count = 0;
+	uint8_t lsr;
+
+	rig_make(&rig, &kind);
+	put(&rig, 2, 1);
+	put(&rig, 4, 0x10);
+	put(&rig, 2, 7);
+	do {
+		put(&rig, 0, 0);
+		lsr = get(&rig, 5);
+		assert_true(lsr & 0x40);
+		count++;
+	} while (!(lsr & 2) && count < 260);
+	assert_int_equal(count - 1, 16);
+	rig_unmake(&rig, &kind);
+}
+
+static void test_fcr(void **context)
+{
+	struct rig rig;
+	struct peer *peer;
+
+	rig_make(&rig, &kind);
+	peer = rig.extra;
+	put(&rig, 1, 1);
+	put(&rig, 2, 1);
+	serial_16550_receive(rig.chip, (const uint8_t *)"abc", 3);
+	/* A new trigger level leaves the bytes alone; without bit 0 set nothing else counts. */
+	put(&rig, 2, 0x41);
+	assert_int_equal(get(&rig, 2), 0xc1);
+	assert_int_equal(get(&rig, 0), 'a');
+	put(&rig, 2, 0x05); /* the other FIFO */
+	assert_int_equal(get(&rig, 0), 'b');
+	put(&rig, 2, 0x06); /* FIFOs off: both are emptied */
+	assert_int_equal(get(&rig, 5), 0x60);
+	assert_int_equal(get(&rig, 2), 0x01);
+	/* Emptying the transmitter makes it ready. */
+	put(&rig, 2, 0x01);
+	put(&rig, 1, 2);
+	get(&rig, 2);
+	peer->room = 0;
+	put(&rig, 0, 'x');
+	assert_int_equal(get(&rig, 2), 0xc1);
+	put(&rig, 2, 0x05);
+	assert_int_equal(get(&rig, 5), 0x60);
+	assert_int_equal(get(&rig, 2), 0xc2);
+	/* Already enabled: writing IER again raises nothing. */
+	put(&rig, 1, 3);
+	assert_int_equal(get(&rig, 2), 0xc1);
 	rig_unmake(&rig, &kind);
 }
 
@@ -345,9 +411,12 @@ int main(void)
 	    cmocka_unit_test(test_receive),
 	    cmocka_unit_test(test_who_listens),
 	    cmocka_unit_test(test_loopback_and_modem),
+	    cmocka_unit_test(test_freebsd_probe),
+	    cmocka_unit_test(test_fcr),
 	    cmocka_unit_test(test_hammer),
 	    cmocka_unit_test(test_twin),
 	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_reset),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -141,7 +141,14 @@ static void test_dma(void **context)
 	assert_int_equal(in8(&rig, 0x0f), 0xfb);
 	out8(&rig, 0x09, 0x05);
 	assert_int_equal(in8(&rig, 0x08), 0x20);
-	out8(&rig, 0x0d, 0); /* master clear */
+	out8(&rig, 0x00, 1); /* half a word, then master clear */
+	out8(&rig, 0x0d, 0);
+	out8(&rig, 0x00, 0x22);
+	out8(&rig, 0x00, 0x11);
+	assert_int_equal(in8(&rig, 0x00), 0x22);
+	out8(&rig, 0x0c, 0);
+	assert_int_equal(in8(&rig, 0x00), 0x22);
+	assert_int_equal(in8(&rig, 0x00), 0x11);
 	assert_int_equal(in8(&rig, 0x08), 0);
 	assert_int_equal(in8(&rig, 0x0f), 0xff);
 	/* The second chip's are two ports apart. */
