@@ -83,6 +83,7 @@ struct vcpu {
 	uint8_t classes_disabled;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
+	bool mxcsr_live; /* the same of MXCSR */
 	uint32_t host_mxcsr, host_mxcsr_mask; /* what ring3's own code runs with; the bits that exist (native.c) */
 
 	/* The engines' own, here because guest code's handlers address it directly (engines/interpreter/insn.h). */

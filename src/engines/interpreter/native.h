@@ -9,8 +9,8 @@
  *
  * Flags: a form that reads or partly writes arithmetic flags takes them from rflags' low byte and vcpu->overflow, and
  * puts them back there. x87/MMX: guest registers stay live in the host's x87 unit between instructions
- * (vcpu->x87_live); native_x87_save() brings them back. Vector registers live in state.vector and are loaded and stored
- * by each form.
+ * (vcpu->x87_live), and so does MXCSR (vcpu->mxcsr_live); native_x87_save() brings both back. Vector registers live in
+ * state.vector and are loaded and stored by each form.
  *
  * Faults: a host signal inside a form (alignment: #GP or #AC, #DE, #XM, #MF, #UD) unwinds through x86_raise() with
  * nothing stored, so the guest sees exactly the exception that the silicon raised.
@@ -42,8 +42,8 @@ struct native_form {
 	uint8_t class_needed; /* NATIVE_*, one or more bits; the caller checks it, for special forms too */
 	bool reads_memory, writes_memory;
 	/*
-	 * A misaligned operand is #GP, and before #PF: where a page is missing, the caller looks at the linear address (mod this) first. 1:
-	 * any address will do. The host checks it too, so a caller that has the page need not.
+	 * A misaligned operand is #GP, and before #PF: where a page is missing, the caller looks at the linear address
+	 * (mod this) first. 1: any address will do. The host checks it too, so a caller that has the page need not.
 	 */
 	uint8_t alignment;
 	/*
@@ -136,8 +136,11 @@ void native_update_classes(struct vcpu *vcpu);
 /* Raises #UD or #NM for a form whose class is disabled now. */
 _Noreturn void native_raise_disabled(struct vcpu *vcpu, const struct native_form *form);
 
-/* Saves live x87 registers into state.x87 and leaves the host's x87 unit empty. Before engine->run() returns and before
- * state.x87 is read. */
+/*
+ * Saves live x87 registers into state.x87 and MXCSR into state.vector, and leaves the host's x87 unit empty and its
+ * MXCSR at its default. Before engine->run() returns and before those are read; also before ring3's own code on a
+ * vCPU's thread computes with floating point.
+ */
 void native_x87_save(struct vcpu *vcpu);
 
 /*

@@ -377,7 +377,7 @@ static void plan_mxcsr(const ZydisDecodedInstruction *i, struct native_plan *pla
 	case ZYDIS_EXCEPTION_CLASS_E3NF:
 	case ZYDIS_EXCEPTION_CLASS_E11:
 	case ZYDIS_EXCEPTION_CLASS_E11NF:
-		plan->mxcsr_loaded = plan->mxcsr_stored = true;
+		plan->mxcsr = true;
 		break;
 	default:
 		break;
@@ -391,7 +391,7 @@ static void plan_mxcsr(const ZydisDecodedInstruction *i, struct native_plan *pla
 	case ZYDIS_MNEMONIC_CVTTPD2PI:
 	case ZYDIS_MNEMONIC_VCVTPH2PS:
 	case ZYDIS_MNEMONIC_VCVTPS2PH:
-		plan->mxcsr_loaded = plan->mxcsr_stored = true;
+		plan->mxcsr = true;
 		break;
 	/* DAZ counts, flags do not. */
 	case ZYDIS_MNEMONIC_RCPPS:
@@ -414,18 +414,11 @@ static void plan_mxcsr(const ZydisDecodedInstruction *i, struct native_plan *pla
 	case ZYDIS_MNEMONIC_VFPCLASSSS:
 	case ZYDIS_MNEMONIC_VFPCLASSPD:
 	case ZYDIS_MNEMONIC_VFPCLASSSD:
-		plan->mxcsr_loaded = true;
-		break;
-	/* The processor itself checks the reserved bits of the operand. */
 	case ZYDIS_MNEMONIC_LDMXCSR:
 	case ZYDIS_MNEMONIC_VLDMXCSR:
-		plan->mxcsr_loaded = false;
-		plan->mxcsr_stored = true;
-		break;
 	case ZYDIS_MNEMONIC_STMXCSR:
 	case ZYDIS_MNEMONIC_VSTMXCSR:
-		plan->mxcsr_loaded = true;
-		plan->mxcsr_stored = false;
+		plan->mxcsr = true;
 		break;
 	default:
 		break;

@@ -50,6 +50,41 @@ static int guest_vector(const struct vcpu *vcpu, unsigned trap)
 	}
 }
 
+static void save_mxcsr(struct vcpu *vcpu, fpregset_t fpregs)
+{
+	if (vcpu->mxcsr_live)
+		vcpu->state.vector.mxcsr = fpregs->mxcsr;
+	vcpu->mxcsr_live = false;
+	fpregs->mxcsr = vcpu->host_mxcsr;
+}
+
+/*
+ * Our own floating-point code met exceptions that the guest has unmasked, because the guest's registers are live: they
+ * are saved, and the code goes on with ring3's. A guest must not be able to bring us down with its control words.
+ */
+static bool rescue_own_code(struct vcpu *vcpu, ucontext_t *context)
+{
+	fpregset_t fpregs = context->uc_mcontext.fpregs;
+	if (context->uc_mcontext.gregs[REG_TRAPNO] == VECTOR_XM && vcpu->mxcsr_live) {
+		save_mxcsr(vcpu, fpregs);
+		return true;
+	}
+	if (context->uc_mcontext.gregs[REG_TRAPNO] == VECTOR_MF && vcpu->x87_live) {
+		struct x87_state *x87 = &vcpu->state.x87;
+		x87->fcw = fpregs->cwd;
+		x87->fsw = fpregs->swd;
+		x87->ftw = (uint8_t)fpregs->ftw;
+		for (unsigned n = 0; n < 8; n++)
+			memcpy(x87->st[n], &fpregs->_st[n], 10);
+		vcpu->x87_live = false;
+		fpregs->cwd = 0x37f;
+		fpregs->swd = 0;
+		fpregs->ftw = 0;
+		return true;
+	}
+	return false;
+}
+
 static bool redirect(struct native *native, ucontext_t *context)
 {
 	greg_t *registers = context->uc_mcontext.gregs;
@@ -59,10 +94,8 @@ static bool redirect(struct native *native, ucontext_t *context)
 	int vector = guest_vector(vcpu, (unsigned)registers[REG_TRAPNO]);
 	if (vector < 0)
 		return false;
-	/* The silicon has set the status flags of the exception before it raised it (SDM 1 11.5.1). */
-	if (registers[REG_TRAPNO] == VECTOR_XM)
-		vcpu->state.vector.mxcsr = context->uc_mcontext.fpregs->mxcsr;
-	context->uc_mcontext.fpregs->mxcsr = vcpu->host_mxcsr;
+	/* The silicon has set the status flags of #XM before it raised it (SDM 1 11.5.1). */
+	save_mxcsr(vcpu, context->uc_mcontext.fpregs);
 	registers[REG_RIP] = (greg_t)fault_landing;
 	registers[REG_RDI] = (greg_t)vcpu;
 	registers[REG_RSI] = vector;
@@ -99,7 +132,8 @@ static void handle(int signal, siginfo_t *info, void *context)
 {
 	/* Linux enters a handler with EFLAGS.AC as it was; compiled code does not keep to natural alignment. */
 	__asm__ volatile("pushfq; andl $~0x40000, (%%rsp); popfq" ::: "memory", "cc");
-	if (!redirect(running, context)) {
+	struct native *native = running;
+	if (!redirect(native, context) && !(native && rescue_own_code(native->vcpu, context))) {
 		int error = errno;
 		pass_on(signal, info, context);
 		errno = error;

@@ -51,8 +51,7 @@ struct native_plan {
 	bool vector_merge;                       /* legacy SSE: only the low 16 bytes are stored */
 	uint8_t masks_loaded, masks_stored;
 	bool flags_loaded, flags_stored;
-	bool mxcsr_loaded, mxcsr_stored;
-	bool x87;
+	bool mxcsr, x87; /* the guest's must be in the host's */
 	struct native_elements elements;
 };
 

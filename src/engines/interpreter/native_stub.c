@@ -3,13 +3,13 @@
  *encodings).
  *
  *	[cmpb $0, x87_live(%rdi); je slow]      x87, MMX
+ *	[cmpb $0, mxcsr_live(%rdi); je slow]    SSE arithmetic
  *	[push %rbx]                             where the instruction names it implicitly
  *	[and of a bit string's offset]
- *	[ldmxcsr mxcsr(%rdi)]
  *	[OF by ADD AL, the others by SAHF]
  *	mov gpr[n](%rdi), ...; vmovups zmm[n](%rdi), ...; kmovq ...
  *	the instruction, on (%rsi)
- *	the stores; [seto, lahf and their stores]; [stmxcsr; ldmxcsr of the host's]; [vzeroupper]; [pop %rbx]; ret
+ *	the stores; [seto, lahf and their stores]; [vzeroupper]; [pop %rbx]; ret
  *
  * From the load of the flags to their store nothing but MOV comes beside the instruction. The code has no address of
  *its own in it, so equal stubs are equal bytes. A fault of the instruction leaves in the middle, through x86_raise():
@@ -108,10 +108,31 @@ static void store_flags(struct emitter *e)
 	at_vcpu(e, RAX, offsetof(struct vcpu, overflow));
 }
 
-static void move_mxcsr(struct emitter *e, unsigned extension, size_t offset)
+/* cmpb $0, flag(%rdi); je: returns where the branch's distance belongs. */
+static uint8_t *branch_unless(struct emitter *e, size_t flag)
 {
-	BYTES(e, "\x0f\xae");
-	at_vcpu(e, extension, offset);
+	byte(e, 0x80);
+	at_vcpu(e, 7, flag);
+	BYTES(e, "\x00\x0f\x84");
+	word(e, 0);
+	return e->at - 4;
+}
+
+static void branch_here(struct emitter *e, uint8_t *branch)
+{
+	uint32_t distance = (uint32_t)(e->at - (branch + 4));
+	memcpy(branch, &distance, 4);
+}
+
+/* Out of line: the guest's MXCSR, then back to `resume`. */
+static void mxcsr_slow_path(struct emitter *e, const uint8_t *resume)
+{
+	BYTES(e, "\x0f\xae"); /* ldmxcsr */
+	at_vcpu(e, 2, STATE(vector.mxcsr));
+	byte(e, 0xc6); /* movb $1 */
+	at_vcpu(e, 0, offsetof(struct vcpu, mxcsr_live));
+	BYTES(e, "\x01\xe9");
+	word(e, (uint32_t)(resume - (e->at + 4)));
 }
 
 static void load_registers(struct emitter *e, const struct native *native, const struct native_plan *p, bool legacy)
@@ -125,8 +146,6 @@ static void load_registers(struct emitter *e, const struct native *native, const
 		byte(e, 0xe0 | (host & 7));
 		byte(e, p->form.memory_size * 8u - 1);
 	}
-	if (p->mxcsr_loaded)
-		move_mxcsr(e, 2, STATE(vector.mxcsr));
 	if (p->flags_loaded)
 		load_flags(e);
 	for (unsigned n = 0; n < p->gpr_count && !p->form.bit_string; n++)
@@ -153,10 +172,6 @@ static void store_registers(struct emitter *e, const struct native *native, cons
 			move_mask(e, native->host_avx512bw, 0x91, k);
 	if (p->flags_stored)
 		store_flags(e);
-	if (p->mxcsr_stored)
-		move_mxcsr(e, 3, STATE(vector.mxcsr));
-	if (p->mxcsr_loaded || p->mxcsr_stored)
-		move_mxcsr(e, 2, offsetof(struct vcpu, host_mxcsr));
 }
 
 /* Out of line: native_x87_load(vcpu), then back to `resume`. */
@@ -174,15 +189,12 @@ size_t native_stub_emit(const struct native *native, const struct native_plan *p
 {
 	struct emitter e = {out};
 	bool legacy = p->vector_merge, rbx = false;
-	uint8_t *branch = NULL;
+	uint8_t *x87_branch = NULL, *mxcsr_branch = NULL;
 
-	if (p->x87) {
-		byte(&e, 0x80);
-		at_vcpu(&e, 7, offsetof(struct vcpu, x87_live));
-		BYTES(&e, "\x00\x0f\x84");
-		branch = e.at;
-		word(&e, 0);
-	}
+	if (p->x87)
+		x87_branch = branch_unless(&e, offsetof(struct vcpu, x87_live));
+	if (p->mxcsr)
+		mxcsr_branch = branch_unless(&e, offsetof(struct vcpu, mxcsr_live));
 	for (unsigned n = 0; n < p->gpr_count; n++)
 		rbx |= p->gpr[n].host == RBX;
 	if (rbx)
@@ -195,10 +207,13 @@ size_t native_stub_emit(const struct native *native, const struct native_plan *p
 	if (rbx)
 		byte(&e, 0x5b);
 	byte(&e, 0xc3);
-	if (branch) {
-		uint32_t distance = (uint32_t)(e.at - (branch + 4));
-		memcpy(branch, &distance, 4);
-		x87_slow_path(&e, branch + 4);
+	if (x87_branch) {
+		branch_here(&e, x87_branch);
+		x87_slow_path(&e, x87_branch + 4);
+	}
+	if (mxcsr_branch) {
+		branch_here(&e, mxcsr_branch);
+		mxcsr_slow_path(&e, mxcsr_branch + 4);
 	}
 	return (size_t)(e.at - out);
 }

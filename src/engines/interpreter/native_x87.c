@@ -25,7 +25,8 @@ void native_x87_load(struct vcpu *vcpu)
 	struct {
 		_Alignas(16) struct x87_state x87;
 		uint8_t rest[512 - sizeof(struct x87_state)];
-	} image = {.x87.fcw = x87->fcw, .x87.fsw = x87->fsw, .x87.ftw = x87->ftw, .x87.unused_mxcsr = NATIVE_MXCSR};
+	} image = {.x87.fcw = x87->fcw, .x87.fsw = x87->fsw, .x87.ftw = x87->ftw};
+	__asm__ volatile("stmxcsr %0" : "=m"(image.x87.unused_mxcsr)); /* FXRSTOR loads it */
 	memcpy(image.x87.st, x87->st, sizeof x87->st);
 	__asm__ volatile("fxrstor64 %0" : : "m"(image) : "memory", XMM_CLOBBER);
 	vcpu->x87_live = true;
@@ -38,6 +39,10 @@ void native_x87_save(struct vcpu *vcpu)
 		_Alignas(16) struct x87_state x87;
 		uint8_t rest[512 - sizeof(struct x87_state)];
 	} image;
+	if (vcpu->mxcsr_live) {
+		__asm__ volatile("stmxcsr %0\n\tldmxcsr %1" : "=m"(vcpu->state.vector.mxcsr) : "m"(vcpu->host_mxcsr));
+		vcpu->mxcsr_live = false;
+	}
 	if (!vcpu->x87_live)
 		return;
 	__asm__ volatile("fxsave64 %0\n\tfninit" : "=m"(image) : : "memory");
