@@ -1,8 +1,10 @@
 /*
- * One client's conversation with the gdb stub, without the socket: bytes in, bytes out. Private to src/debug and its tests.
+ * One client's conversation with the gdb stub, without the socket: bytes in, bytes out. Private to src/debug and its
+ * tests.
  *
- * gdb_session.c takes packets apart and puts replies together, gdb_commands.c answers them, gdb_registers.c knows the registers, gdb_monitor.c
- * has gdb's "monitor" commands. What a client sends is bounded and checked here, although its owner may do what he likes with the guest.
+ * gdb_session.c takes packets apart and puts replies together, gdb_commands.c answers them, gdb_registers.c knows the
+ * registers, gdb_monitor.c has gdb's "monitor" commands. What a client sends is bounded and checked here, although its
+ * owner may do what he likes with the guest.
  */
 #pragma once
 
@@ -24,8 +26,8 @@ struct gdb_breakpoint {
 struct gdb_session {
 	struct machine *machine;
 	bool no_ack;
-	bool running;  /* a resume packet has no stop reply yet */
-	bool detached; /* the client has said good-bye: close the connection */
+	bool running;   /* a resume packet has no stop reply yet */
+	bool detached;  /* the client has said good-bye: close the connection */
 	unsigned holds; /* machine_pause()s that are ours to give back */
 	bool *release;  /* options.stopped: the first resume lets the machine go from that, too. NULL: never */
 
@@ -60,8 +62,8 @@ void gdb_session_destroy(struct gdb_session *session);
 void gdb_session_input(struct gdb_session *session, const void *data, size_t length);
 
 /*
- * vCPUs have stopped by themselves (event loop's thread, all stand): `count` of them, each with a hold that is the session's now. The
- * first that is worth it is reported.
+ * vCPUs have stopped by themselves (event loop's thread, all stand): `count` of them, each with a hold that is the
+ * session's now. The first that is worth it is reported.
  */
 void gdb_session_stopped(struct gdb_session *session, struct vcpu *const *vcpu, unsigned count);
 /* Ctrl-C, or a packet that comes while the machine runs. */

@@ -1,6 +1,6 @@
 /*
- * Trace points: switched on by name at run time (--trace io,irq), written to stderr (or a file) with guest time and vCPU. Off they cost a
- * test of one word that is already in the cache.
+ * Trace points: switched on by name at run time (--trace io,irq), written to stderr (or a file) with guest time and
+ * vCPU. Off they cost a test of one word that is already in the cache.
  */
 #pragma once
 
@@ -28,11 +28,11 @@ enum trace_point {
 #define X(id, name, help) TRACE_##id,
 	TRACE_POINTS(X)
 #undef X
-	TRACE_POINT_COUNT
+	    TRACE_POINT_COUNT
 };
 
 struct trace {
-	uint32_t mask; /* bit n: trace point n is on */
+	uint32_t mask;       /* bit n: trace point n is on */
 	struct clock *clock; /* may be NULL: no times */
 	FILE *file;          /* NULL: stderr */
 };
@@ -41,7 +41,7 @@ struct trace {
 bool trace_parse(const char *names, uint32_t *mask, char *unknown);
 /* One line: "[  1.234567] cpu0 irq: ...". vcpu < 0: no vCPU. Any thread. */
 void trace_write(struct trace *trace, enum trace_point point, int vcpu, const char *format, ...)
-	__attribute__((format(printf, 4, 5)));
+    __attribute__((format(printf, 4, 5)));
 
 static inline bool trace_on(const struct trace *trace, enum trace_point point)
 {

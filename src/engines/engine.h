@@ -1,9 +1,11 @@
 /*
- * The seam between the machine and what executes guest code. One engine is one `const struct engine`; select.c lists them.
+ * The seam between the machine and what executes guest code. One engine is one `const struct engine`; select.c lists
+ * them.
  *
- * run() executes guest instructions on the calling thread, which is the vCPU's own, until something that only the machine can answer
- * happens. Interrupt and exception delivery, paging and all instructions are the engine's business (with x86/'s routines); port and
- * memory-mapped I/O are synchronous calls to vcpu_port_read() and its siblings, because one instruction may need several.
+ * run() executes guest instructions on the calling thread, which is the vCPU's own, until something that only the
+ * machine can answer happens. Interrupt and exception delivery, paging and all instructions are the engine's business
+ * (with x86/'s routines); port and memory-mapped I/O are synchronous calls to vcpu_port_read() and its siblings,
+ * because one instruction may need several.
  */
 #pragma once
 
@@ -18,7 +20,8 @@ enum exit_reason {
 	EXIT_HALT,      /* state.activity is ACTIVITY_HALTED: sleep until there is something to do */
 	EXIT_SHUTDOWN,  /* triple fault */
 	EXIT_DEBUG,     /* single step done, breakpoint or watchpoint hit (vcpu->debug says which) */
-	EXIT_EXCEPTION, /* vcpu->exception is one that vcpu->debug.intercept_exceptions names; state is as at the fault */
+	EXIT_EXCEPTION, /* vcpu->exception is one that vcpu->debug.intercept_exceptions names; state is as at the fault
+	                 */
 	EXIT_ERROR,     /* the engine itself failed (out of memory ...): it has logged why */
 };
 
@@ -30,9 +33,11 @@ struct engine {
 	int (*vcpu_create)(struct vcpu *vcpu);   /* 0 or -errno; sets vcpu->engine_data */
 	void (*vcpu_destroy)(struct vcpu *vcpu); /* the vCPU is not running */
 	enum exit_reason (*run)(struct vcpu *vcpu);
-	/* state was changed from outside (loaded, debugger, reset): forget what was derived from it. Not while running. */
+	/* state was changed from outside (loaded, debugger, reset): forget what was derived from it. Not while running.
+	 */
 	void (*state_changed)(struct vcpu *vcpu);
-	/* Guest code or page tables were changed from outside by a debugger: forget all decoded code of this vCPU. Not while running. */
+	/* Guest code or page tables were changed from outside by a debugger: forget all decoded code of this vCPU. Not
+	 * while running. */
 	void (*flush_code)(struct vcpu *vcpu);
 	/* Makes a running run() look at vcpu->attention soon. Any thread. NULL: it polls often enough by itself. */
 	void (*kick)(struct vcpu *vcpu);
@@ -40,7 +45,8 @@ struct engine {
 
 extern const struct engine engine_interpreter;
 
-/* The engine of that name, or for "auto" the fastest usable one. NULL: unknown or unusable, `why` (256 bytes) says it. */
+/* The engine of that name, or for "auto" the fastest usable one. NULL: unknown or unusable, `why` (256 bytes) says it.
+ */
 const struct engine *engine_select(const char *name, char *why);
 /* All of them, fastest first, ended by NULL. */
 extern const struct engine *const engines[];

@@ -1,5 +1,6 @@
 /*
- * Starting, pausing, stepping, resetting and ending a machine. See machine.h for the contract, lifecycle.h for the shared state.
+ * Starting, pausing, stepping, resetting and ending a machine. See machine.h for the contract, lifecycle.h for the
+ * shared state.
  */
 #include "machine/lifecycle.h"
 

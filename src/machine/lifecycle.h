@@ -1,8 +1,8 @@
 /*
  * Private to src/machine: the run state that the vCPU threads and the rest of the machine share.
  *
- * A vCPU thread is "standing" when it is outside engine->run() and will not go in before it has looked at the run state again. Everything
- * here is guarded by `lock`, but for what is atomic.
+ * A vCPU thread is "standing" when it is outside engine->run() and will not go in before it has looked at the run state
+ * again. Everything here is guarded by `lock`, but for what is atomic.
  */
 #pragma once
 
@@ -23,7 +23,7 @@ struct lifecycle {
 	bool ending;          /* threads shall leave */
 	struct vcpu *stepper; /* the one vCPU that may run while paused; it clears this when its instruction is done */
 
-	_Atomic int end;      /* enum machine_end; the first one wins */
+	_Atomic int end; /* enum machine_end; the first one wins */
 	_Atomic int end_status;
 	_Atomic bool reset_wanted;
 	int wake_fd; /* eventfd: end or reset was asked for */

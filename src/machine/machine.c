@@ -68,7 +68,7 @@ static int create_cpus(struct machine *machine)
 		return -EINVAL;
 	}
 	int error = cpu_model_create(&machine->model, options->cpu ? options->cpu : "host", options->cpus,
-				     clock_tsc_khz(machine->clock), why);
+	                             clock_tsc_khz(machine->clock), why);
 	if (error) {
 		log_error("--cpu %s: %s", options->cpu, why);
 		return error;
@@ -89,11 +89,11 @@ static int create_cpus(struct machine *machine)
 static int load_kernel(struct machine *machine)
 {
 	struct boot_request request = {
-		.kernel = machine->options.kernel,
-		.initrd = machine->options.initrd,
-		.append = machine->options.append,
-		.cpus = machine->options.cpus,
-		.trace = &machine->trace,
+	    .kernel = machine->options.kernel,
+	    .initrd = machine->options.initrd,
+	    .append = machine->options.append,
+	    .cpus = machine->options.cpus,
+	    .trace = &machine->trace,
 	};
 	struct boot_entry entry;
 	char why[BOOT_WHY_SIZE] = "";
@@ -125,6 +125,8 @@ int machine_reset_all(struct machine *machine)
 		mmu_flush(vcpu);
 	}
 	int error = load_kernel(machine);
+	for (unsigned i = 0; machine->options.kernel && i < machine->options.cpus; i++)
+		boot_prepare_cpu(&machine->vcpu[i]->state, machine->model.physical_bits);
 	for (unsigned i = 0; i < machine->options.cpus; i++) {
 		struct vcpu *vcpu = machine->vcpu[i];
 
@@ -149,14 +151,15 @@ static int build(struct machine *machine)
 	error = clock_attach(machine->clock, machine->loop, lock_devices, unlock_devices, machine);
 	if (error)
 		return failed("clock", error);
-	machine->trace = (struct trace){.mask = options->trace_mask, .clock = machine->clock, .file = options->trace_file};
+	machine->trace =
+	    (struct trace){.mask = options->trace_mask, .clock = machine->clock, .file = options->trace_file};
 	error = lifecycle_create(machine);
 	if (error)
 		return failed("event counter", error);
 	error = memory_create(&machine->memory, options->memory);
 	if (error) {
-		log_error("%llu MiB of guest memory: %s; give it less with --memory", (unsigned long long)options->memory >> 20,
-			  strerror(-error));
+		log_error("%llu MiB of guest memory: %s; give it less with --memory",
+		          (unsigned long long)options->memory >> 20, strerror(-error));
 		return error;
 	}
 	bus_init(&machine->bus, &machine->trace);

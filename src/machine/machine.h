@@ -2,7 +2,8 @@
  * A machine: vCPUs, memory, clock, chips; building, running, pausing, saving it.
  *
  * Threads: one per vCPU (vcpu_loop.c), one for the event loop (timers, console and other back ends), and the caller's.
- * Locks, in the order in which they may be taken: run state (lifecycle.c) -> device lock (machine_lock) -> a local APIC's own lock.
+ * Locks, in the order in which they may be taken: run state (lifecycle.c) -> device lock (machine_lock) -> a local
+ * APIC's own lock.
  */
 #pragma once
 
@@ -26,7 +27,8 @@ struct lapic_group;
 struct pc;
 struct state;
 
-/* The options tree: what a machine is made of. Every front end (ring3's own commands, later others) fills this. Strings are borrowed. */
+/* The options tree: what a machine is made of. Every front end (ring3's own commands, later others) fills this. Strings
+ * are borrowed. */
 struct machine_options {
 	const char *engine; /* "auto" */
 	const char *cpu;    /* "host" */
@@ -85,15 +87,16 @@ void machine_end(struct machine *machine, enum machine_end reason, int status);
 void machine_request_reset(struct machine *machine);
 
 /*
- * Stops all vCPUs at an instruction boundary and the clock, and returns when they stand; counted. Not from a vCPU thread, not with the device lock.
+ * Stops all vCPUs at an instruction boundary and the clock, and returns when they stand; counted. Not from a vCPU
+ * thread, not with the device lock.
  */
 void machine_pause(struct machine *machine);
 void machine_resume(struct machine *machine);
 
 /*
- * For the debugger: called on the vCPU's thread when it stops with EXIT_DEBUG or EXIT_EXCEPTION. The stop holds one pause, which the debugger
- * gives back by one machine_resume(); the other vCPUs are being stopped, and machine_pause() (plus its own machine_resume()) waits until
- * all stand. Not called for machine_step()'s own stop.
+ * For the debugger: called on the vCPU's thread when it stops with EXIT_DEBUG or EXIT_EXCEPTION. The stop holds one
+ * pause, which the debugger gives back by one machine_resume(); the other vCPUs are being stopped, and machine_pause()
+ * (plus its own machine_resume()) waits until all stand. Not called for machine_step()'s own stop.
  */
 void machine_set_debugger(struct machine *machine, void (*stopped)(void *owner, struct vcpu *vcpu), void *owner);
 /* A paused machine: one vCPU executes one instruction, the others stand still. */

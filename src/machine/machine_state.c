@@ -32,7 +32,7 @@ static void ram_state(struct memory *memory, struct state *state)
 	state_end(state);
 	for (uint64_t offset = 0; offset < memory->size && !state_error(state); offset += RAM_CHUNK) {
 		uint8_t *bytes =
-			offset < memory->low_size ? memory->low + offset : memory->high + (offset - memory->low_size);
+		    offset < memory->low_size ? memory->low + offset : memory->high + (offset - memory->low_size);
 		uint64_t rest = offset < memory->low_size ? memory->low_size - offset : memory->size - offset;
 		size_t length = rest < RAM_CHUNK ? rest : RAM_CHUNK;
 		unsigned chunk = (unsigned)(offset / RAM_CHUNK) + 1;

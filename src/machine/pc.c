@@ -19,8 +19,8 @@ enum irq_source { SOURCE_CHIP, SOURCE_SECOND, SOURCE_PCI };
 #define PIN(irq, source) ((irq) | (unsigned)(source) << 4)
 
 /*
- * An ISA interrupt is the OR of its sources. It reaches both the 8259 pair and the I/O APIC, where the timer's pin is another (ACPI:
- * override in the MADT).
+ * An ISA interrupt is the OR of its sources. It reaches both the 8259 pair and the I/O APIC, where the timer's pin is
+ * another (ACPI: override in the MADT).
  */
 static void isa_irq(void *owner, unsigned pin, bool level)
 {
@@ -30,7 +30,7 @@ static void isa_irq(void *owner, unsigned pin, bool level)
 	if (level)
 		pc->irq_sources[irq] |= (uint8_t)(1u << source);
 	else
-		pc->irq_sources[irq] &= (uint8_t)~(1u << source);
+		pc->irq_sources[irq] &= (uint8_t) ~(1u << source);
 	pic_8259_set_irq(&pc->pic, irq, pc->irq_sources[irq]);
 	ioapic_set_irq(&pc->ioapic, irq == PC_IRQ_PIT ? PC_GSI_PIT : irq, pc->irq_sources[irq]);
 }
@@ -150,17 +150,18 @@ static int create_board(struct pc *pc, struct bus *bus)
 	struct clock *clock = machine->clock;
 	const struct irq_line none = {0}, reset = {.set = reset_wire, .owner = pc};
 	const struct acpi_pm_config acpi = {
-		.base = PC_PORT_ACPI,
-		.always_acpi = true,
-		.sci = isa_line(pc, PC_IRQ_SCI),
-		.power_off = {.set = power_off_wire, .owner = pc},
+	    .base = PC_PORT_ACPI,
+	    .always_acpi = true,
+	    .sci = isa_line(pc, PC_IRQ_SCI),
+	    .power_off = {.set = power_off_wire, .owner = pc},
 	};
 	int error = pit_8254_init(&pc->pit, bus, clock, isa_line(pc, PC_IRQ_PIT));
 
 	if (!error)
 		error = rtc_mc146818_init(&pc->rtc, bus, clock, isa_line(pc, PC_IRQ_RTC), none);
 	if (!error)
-		error = i8042_init(&pc->i8042, bus, clock, isa_line(pc, PC_IRQ_KBD), isa_line(pc, PC_IRQ_MOUSE), none, reset);
+		error = i8042_init(&pc->i8042, bus, clock, isa_line(pc, PC_IRQ_KBD), isa_line(pc, PC_IRQ_MOUSE), none,
+		                   reset);
 	if (!error)
 		error = port92_init(&pc->port92, bus, none, reset);
 	if (!error)
@@ -240,13 +241,13 @@ void pc_destroy(struct machine *machine)
 static void assign_bars(struct pc *pc)
 {
 	static const struct pci_windows windows = {
-		.io = PC_PCI_IO,
-		.io_end = 0x10000,
-		.memory = PC_PCI_WINDOW2,
-		.memory_end = PC_PCI_WINDOW2 + (uint64_t)PC_PCI_WINDOW2_LENGTH,
-		.memory64 = PC_PCI_WINDOW64,
-		.memory64_end = PC_PCI_WINDOW64 + PC_PCI_WINDOW64_LENGTH,
-		.pirq = {PC_PIRQ_A_IRQ, PC_PIRQ_B_IRQ, PC_PIRQ_C_IRQ, PC_PIRQ_D_IRQ},
+	    .io = PC_PCI_IO,
+	    .io_end = 0x10000,
+	    .memory = PC_PCI_WINDOW2,
+	    .memory_end = PC_PCI_WINDOW2 + (uint64_t)PC_PCI_WINDOW2_LENGTH,
+	    .memory64 = PC_PCI_WINDOW64,
+	    .memory64_end = PC_PCI_WINDOW64 + PC_PCI_WINDOW64_LENGTH,
+	    .pirq = {PC_PIRQ_A_IRQ, PC_PIRQ_B_IRQ, PC_PIRQ_C_IRQ, PC_PIRQ_D_IRQ},
 	};
 
 	pci_root_assign(&pc->pci, &windows);

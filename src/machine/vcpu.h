@@ -37,21 +37,22 @@ struct exception {
 	uint32_t error;
 	uint8_t vector;
 	bool has_error;
-	bool software; /* INT n, INT3, INTO: DPL is checked, error code's EXT bit is 0 */
+	bool software;    /* INT n, INT3, INTO: DPL is checked, error code's EXT bit is 0 */
 	uint64_t address; /* #PF: the new CR2; #DB: DR6 bits */
 };
 
 /* How the debugger (gdb stub, lockstep, tests) wants this vCPU watched. Written only while the vCPU is stopped. */
 struct vcpu_debug {
-	bool single_step;             /* EXIT_DEBUG after one instruction (or one exception or interrupt delivery) */
-	uint32_t intercept_exceptions; /* bit n: EXIT_EXCEPTION instead of delivering exception n; state as at the fault */
+	bool single_step; /* EXIT_DEBUG after one instruction (or one exception or interrupt delivery) */
+	uint32_t
+	    intercept_exceptions; /* bit n: EXIT_EXCEPTION instead of delivering exception n; state as at the fault */
 	unsigned breakpoint_count;
 	uint64_t breakpoint[64]; /* linear addresses (CS.base + RIP); EXIT_DEBUG before the instruction */
 	unsigned watchpoint_count;
 	struct {
 		uint64_t address, length; /* linear */
 		uint8_t kinds;            /* 1 read, 2 write */
-	} watchpoint[16]; /* EXIT_DEBUG after the access's instruction */
+	} watchpoint[16];                 /* EXIT_DEBUG after the access's instruction */
 	/* Why the last EXIT_DEBUG happened. */
 	enum { DEBUG_STEP, DEBUG_BREAKPOINT, DEBUG_WATCHPOINT } cause;
 	uint64_t hit_address;
@@ -75,23 +76,25 @@ struct vcpu {
 	_Atomic uint32_t attention; /* ATTENTION_*; any thread */
 
 	/*
-	 * The interpreter's copy of OF (0 or 1) while guest code runs: the host's LAHF gives all arithmetic flags but this one, so
-	 * rflags' own OF is stale then. Everybody else sees a whole rflags (see engines/interpreter/flags.h).
+	 * The interpreter's copy of OF (0 or 1) while guest code runs: the host's LAHF gives all arithmetic flags but
+	 * this one, so rflags' own OF is stale then. Everybody else sees a whole rflags (see
+	 * engines/interpreter/flags.h).
 	 */
 	uint8_t overflow;
-	/* NATIVE_* classes that CR0, CR4 and XCR0 forbid now; recomputed by native_update_classes() after any of them changed. */
+	/* NATIVE_* classes that CR0, CR4 and XCR0 forbid now; recomputed by native_update_classes() after any of them
+	 * changed. */
 	uint8_t classes_disabled;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
-	bool mxcsr_live; /* the same of MXCSR */
+	bool mxcsr_live;                      /* the same of MXCSR */
 	uint32_t host_mxcsr, host_mxcsr_mask; /* what ring3's own code runs with; the bits that exist (native.c) */
 
 	/* The engines' own, here because guest code's handlers address it directly (engines/interpreter/insn.h). */
-	uint64_t zero[2];       /* always 0: stands in for a register or segment base that an operand does not have */
-	uint64_t code_context;  /* what chained code was decoded for: mode, privilege, TLB epoch */
-	const void *executing;  /* the decoded instruction under way while state.rip is only its block's; else NULL */
+	uint64_t zero[2];      /* always 0: stands in for a register or segment base that an operand does not have */
+	uint64_t code_context; /* what chained code was decoded for: mode, privilege, TLB epoch */
+	const void *executing; /* the decoded instruction under way while state.rip is only its block's; else NULL */
 
-	unsigned index; /* 0 is the bootstrap processor; also the initial APIC ID */
+	unsigned index;          /* 0 is the bootstrap processor; also the initial APIC ID */
 	struct machine *machine; /* NULL in tests without a machine */
 	struct memory *memory;
 	struct bus *bus;
@@ -103,12 +106,14 @@ struct vcpu {
 	void *engine_data;
 
 	/*
-	 * Where x86_raise() unwinds to. An engine sets it (with _setjmp, that is without the signal mask) around everything that can raise.
+	 * Where x86_raise() unwinds to. An engine sets it (with _setjmp, that is without the signal mask) around
+	 * everything that can raise.
 	 */
 	jmp_buf *fault_target;
 	struct exception exception; /* what was raised, valid after the jump */
 
-	/* The PIC's INTR line, for ExtINT through LINT0 or directly when there is no LAPIC. NULL when there is no PIC. */
+	/* The PIC's INTR line, for ExtINT through LINT0 or directly when there is no LAPIC. NULL when there is no PIC.
+	 */
 	int (*extint_acknowledge)(void *owner); /* returns the vector, or -1 */
 	void *extint_owner;
 	_Atomic bool extint_line;
@@ -128,8 +133,9 @@ struct vcpu {
 void vcpu_kick(struct vcpu *vcpu, uint32_t attention);
 
 /*
- * Port and memory-mapped I/O of a running vCPU, called by the engines on the vCPU's thread; they take the machine's device
- * lock. `size` is 1, 2 or 4 (ports), 1, 2, 4 or 8 (MMIO); the caller has checked privileges. Unclaimed addresses read as all ones.
+ * Port and memory-mapped I/O of a running vCPU, called by the engines on the vCPU's thread; they take the machine's
+ * device lock. `size` is 1, 2 or 4 (ports), 1, 2, 4 or 8 (MMIO); the caller has checked privileges. Unclaimed addresses
+ * read as all ones.
  */
 uint32_t vcpu_port_read(struct vcpu *vcpu, uint16_t port, unsigned size);
 void vcpu_port_write(struct vcpu *vcpu, uint16_t port, unsigned size, uint32_t value);

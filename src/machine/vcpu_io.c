@@ -1,5 +1,6 @@
 /*
- * The way of one port or memory-mapped access from a vCPU to a chip: local APIC first, then the bus under the device lock.
+ * The way of one port or memory-mapped access from a vCPU to a chip: local APIC first, then the bus under the device
+ * lock.
  */
 #include "machine/vcpu.h"
 
@@ -48,8 +49,8 @@ static bool in_lapic_page(struct vcpu *vcpu, uint64_t physical)
 }
 
 /*
- * Registers are 32 bits wide at 16-byte steps; other accesses are undefined (SDM 3A 10.4.1). As real parts mostly do, a narrower
- * read gives its part of the register, and a narrower write is ignored.
+ * Registers are 32 bits wide at 16-byte steps; other accesses are undefined (SDM 3A 10.4.1). As real parts mostly do, a
+ * narrower read gives its part of the register, and a narrower write is ignored.
  */
 static uint64_t lapic_page_read(struct vcpu *vcpu, uint32_t offset, unsigned size)
 {

@@ -34,7 +34,8 @@ void vcpu_kick(struct vcpu *vcpu, uint32_t attention)
 		syscall(SYS_futex, &vcpu->attention, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-/* Sleeps until vcpu->attention is not 0. A kick between the caller's last look and the sleep is seen by the futex's compare. */
+/* Sleeps until vcpu->attention is not 0. A kick between the caller's last look and the sleep is seen by the futex's
+ * compare. */
 static void sleep_until_kicked(struct vcpu *vcpu)
 {
 	struct vcpu_thread *thread = vcpu->thread;
@@ -81,8 +82,8 @@ static void take_requests(struct vcpu *vcpu)
 }
 
 /*
- * HLT, or an application processor before SIPI. Sleeps until there is something to do; wakes the processor when an interrupt can
- * be delivered. Returns when the vCPU may run or when the run state must be looked at.
+ * HLT, or an application processor before SIPI. Sleeps until there is something to do; wakes the processor when an
+ * interrupt can be delivered. Returns when the vCPU may run or when the run state must be looked at.
  */
 static void idle(struct vcpu *vcpu)
 {
@@ -168,7 +169,8 @@ int vcpu_thread_start(struct vcpu *vcpu)
 	if (!thread)
 		return -ENOMEM;
 	vcpu->thread = thread;
-	/* Signals meant for the process go to the event loop's thread; a fault of generated code is the engine's and cannot be blocked. */
+	/* Signals meant for the process go to the event loop's thread; a fault of generated code is the engine's and
+	 * cannot be blocked. */
 	sigfillset(&all);
 	sigdelset(&all, SIGSEGV);
 	sigdelset(&all, SIGBUS);

@@ -1,18 +1,19 @@
 /*
- * The machine's guest-physical memory: the pmap, the page flags (code watch, dirty log), and checked access for devices.
+ * The machine's guest-physical memory: the pmap, the page flags (code watch, dirty log), and checked access for
+ * devices.
  *
- * RAM is one memfd mapped MAP_SHARED: [0, low) and [4 GiB, 4 GiB + high), where low is at most 3 GiB (MEMORY_LOW_MAX); the
- * legacy hole 0xA0000-0xBFFFF is not RAM. What is not RAM belongs to the bus (MMIO).
+ * RAM is one memfd mapped MAP_SHARED: [0, low) and [4 GiB, 4 GiB + high), where low is at most 3 GiB (MEMORY_LOW_MAX);
+ * the legacy hole 0xA0000-0xBFFFF is not RAM. What is not RAM belongs to the bus (MMIO).
  *
- * Written pages. page_flags[n] != 0 means that somebody wants to know of writes to guest-physical page n: it holds decoded
- * or translated code (PAGE_CODE), or the dirty log is on and the page still clean (PAGE_CLEAN). Every writer, engine or device,
- * stores first and looks at the flags after; when they are not 0 it calls memory_page_written(). One who decodes code sets
- * PAGE_CODE by memory_watch_code(), which makes the flag visible to all threads (membarrier) before it returns, and reads
- * the bytes only then. So either the reader sees the new bytes, or the writer sees the flag: no write is ever missed,
- * and the writer pays no fence.
+ * Written pages. page_flags[n] != 0 means that somebody wants to know of writes to guest-physical page n: it holds
+ * decoded or translated code (PAGE_CODE), or the dirty log is on and the page still clean (PAGE_CLEAN). Every writer,
+ * engine or device, stores first and looks at the flags after; when they are not 0 it calls memory_page_written(). One
+ * who decodes code sets PAGE_CODE by memory_watch_code(), which makes the flag visible to all threads (membarrier)
+ * before it returns, and reads the bytes only then. So either the reader sees the new bytes, or the writer sees the
+ * flag: no write is ever missed, and the writer pays no fence.
  *
- * Whoever caches decoded code remembers memory_code_generation() of its page from before it read the bytes, and drops the code when the
- * generation has moved.
+ * Whoever caches decoded code remembers memory_code_generation() of its page from before it read the bytes, and drops
+ * the code when the generation has moved.
  */
 #pragma once
 
@@ -37,28 +38,37 @@
 struct memory {
 	uint64_t size; /* bytes of RAM in all */
 	uint64_t low_size, high_size;
-	int fd; /* the RAM memfd: low_size bytes, then high_size */
-	uint8_t *low;  /* host address of guest-physical 0 */
-	uint8_t *high; /* host address of guest-physical 4 GiB, or NULL */
+	int fd;              /* the RAM memfd: low_size bytes, then high_size */
+	uint8_t *low;        /* host address of guest-physical 0 */
+	uint8_t *high;       /* host address of guest-physical 4 GiB, or NULL */
 	uint64_t page_count; /* length of the two arrays: covers low and the high part, hole included */
 	_Atomic uint8_t *page_flags;
 	_Atomic uint32_t *code_generation;
 	_Atomic uint64_t *dirty; /* bit map while the dirty log is on, else NULL; memory.c's own */
 	/*
-	 * Held around a locked instruction whose operand crosses a page or is not RAM, which the host cannot do in one piece. Two such
-	 * instructions exclude each other; a leaf in the lock order.
+	 * Held around a locked instruction whose operand crosses a page or is not RAM, which the host cannot do in one
+	 * piece. Two such instructions exclude each other; a leaf in the lock order.
 	 */
 	pthread_mutex_t split_lock;
 	pthread_mutex_t watch_lock; /* memory.c's own: one sets PAGE_CODE at a time */
-	void *barrier_page; /* memory.c's own: for hosts that refuse membarrier() */
+	void *barrier_page;         /* memory.c's own: for hosts that refuse membarrier() */
 };
 
 /* `size` in bytes, a multiple of 4 KiB, at least 1 MiB. 0 or -errno. Memory is given by the host when first touched. */
 int memory_create(struct memory *memory, uint64_t size);
 void memory_destroy(struct memory *memory);
 
-/* Host address of `length` bytes of RAM at guest-physical `physical`, or NULL when any of them is not RAM. Wrap is checked. */
+/* Host address of `length` bytes of RAM at guest-physical `physical`, or NULL when any of them is not RAM. Wrap is
+ * checked. */
 void *memory_pointer(const struct memory *memory, uint64_t physical, uint64_t length);
+/* The other way: the guest-physical address of a byte of RAM on the host. */
+static inline uint64_t memory_physical(const struct memory *memory, const void *pointer)
+{
+	uint64_t offset = (uint64_t)((const uint8_t *)pointer - memory->low);
+
+	return offset < memory->low_size ? offset
+	                                 : MEMORY_HIGH_BASE + (uint64_t)((const uint8_t *)pointer - memory->high);
+}
 static inline bool memory_is_ram(const struct memory *memory, uint64_t physical)
 {
 	return (physical < memory->low_size && (physical < MEMORY_VGA_HOLE || physical >= MEMORY_VGA_END)) ||
@@ -84,13 +94,15 @@ static inline void memory_written(struct memory *memory, uint64_t physical, uint
 {
 	if (length == 0)
 		return;
-	for (uint64_t page = physical >> MEMORY_PAGE_SHIFT; page <= (physical + length - 1) >> MEMORY_PAGE_SHIFT; page++)
+	for (uint64_t page = physical >> MEMORY_PAGE_SHIFT; page <= (physical + length - 1) >> MEMORY_PAGE_SHIFT;
+	     page++)
 		if (atomic_load_explicit(&memory->page_flags[page], memory_order_relaxed))
 			memory_page_written(memory, page << MEMORY_PAGE_SHIFT);
 }
 
 /*
- * Dirty log. Start marks all pages clean; memory_dirty_collect() copies and clears the bitmap (one bit per page, page_count bits) under way.
+ * Dirty log. Start marks all pages clean; memory_dirty_collect() copies and clears the bitmap (one bit per page,
+ * page_count bits) under way.
  */
 int memory_dirty_start(struct memory *memory);
 void memory_dirty_collect(struct memory *memory, uint64_t *bitmap);

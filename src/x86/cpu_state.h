@@ -52,24 +52,24 @@ struct descriptor_table {
 	uint16_t reserved[3];
 };
 
-#define FLAG_CF   (1ull << 0)
-#define FLAG_ONE  (1ull << 1)
-#define FLAG_PF   (1ull << 2)
-#define FLAG_AF   (1ull << 4)
-#define FLAG_ZF   (1ull << 6)
-#define FLAG_SF   (1ull << 7)
-#define FLAG_TF   (1ull << 8)
-#define FLAG_IF   (1ull << 9)
-#define FLAG_DF   (1ull << 10)
-#define FLAG_OF   (1ull << 11)
-#define FLAG_IOPL (3ull << 12)
-#define FLAG_NT   (1ull << 14)
-#define FLAG_RF   (1ull << 16)
-#define FLAG_VM   (1ull << 17)
-#define FLAG_AC   (1ull << 18)
-#define FLAG_VIF  (1ull << 19)
-#define FLAG_VIP  (1ull << 20)
-#define FLAG_ID   (1ull << 21)
+#define FLAG_CF         (1ull << 0)
+#define FLAG_ONE        (1ull << 1)
+#define FLAG_PF         (1ull << 2)
+#define FLAG_AF         (1ull << 4)
+#define FLAG_ZF         (1ull << 6)
+#define FLAG_SF         (1ull << 7)
+#define FLAG_TF         (1ull << 8)
+#define FLAG_IF         (1ull << 9)
+#define FLAG_DF         (1ull << 10)
+#define FLAG_OF         (1ull << 11)
+#define FLAG_IOPL       (3ull << 12)
+#define FLAG_NT         (1ull << 14)
+#define FLAG_RF         (1ull << 16)
+#define FLAG_VM         (1ull << 17)
+#define FLAG_AC         (1ull << 18)
+#define FLAG_VIF        (1ull << 19)
+#define FLAG_VIP        (1ull << 20)
+#define FLAG_ID         (1ull << 21)
 #define FLAG_ARITHMETIC (FLAG_CF | FLAG_PF | FLAG_AF | FLAG_ZF | FLAG_SF | FLAG_OF)
 
 #define CR0_PE (1ull << 0)
@@ -105,12 +105,12 @@ struct descriptor_table {
 #define CR4_SMAP       (1ull << 21)
 #define CR4_PKE        (1ull << 22)
 
-#define EFER_SCE   (1ull << 0)
-#define EFER_LME   (1ull << 8)
-#define EFER_LMA   (1ull << 10)
-#define EFER_NXE   (1ull << 11)
-#define EFER_SVME  (1ull << 12)
-#define EFER_FFXSR (1ull << 14)
+#define EFER_SCE      (1ull << 0)
+#define EFER_LME      (1ull << 8)
+#define EFER_LMA      (1ull << 10)
+#define EFER_NXE      (1ull << 11)
+#define EFER_SVME     (1ull << 12)
+#define EFER_FFXSR    (1ull << 14)
 #define EFER_AUTOIBRS (1ull << 21)
 
 /* XCR0 and XSTATE_BV components (SDM 1 13.1). */
@@ -195,17 +195,18 @@ struct cpu_state {
 	uint64_t tsc_offset; /* guest TSC = machine clock's TSC + tsc_offset, modulo 2^64 */
 
 	/* Not registers, but architected all the same. */
-	uint32_t activity;         /* enum activity */
-	uint8_t interrupt_shadow;  /* SHADOW_* in force for the next instruction */
-	uint8_t nmi_blocked;       /* from an NMI's delivery to the next IRET */
-	uint8_t nmi_pending;       /* 0 or 1 */
-	uint8_t sipi_vector;       /* valid when activity leaves ACTIVITY_WAIT_FOR_SIPI */
-	uint64_t pending_debug;    /* DR6 bits of a trap-class #DB not yet delivered (SDM 3A 17.3, data breakpoints, TF) */
+	uint32_t activity;        /* enum activity */
+	uint8_t interrupt_shadow; /* SHADOW_* in force for the next instruction */
+	uint8_t nmi_blocked;      /* from an NMI's delivery to the next IRET */
+	uint8_t nmi_pending;      /* 0 or 1 */
+	uint8_t sipi_vector;      /* valid when activity leaves ACTIVITY_WAIT_FOR_SIPI */
+	uint64_t pending_debug; /* DR6 bits of a trap-class #DB not yet delivered (SDM 3A 17.3, data breakpoints, TF) */
 
 	/* The address range that MONITOR armed; 0 when none. */
 	uint64_t monitor_address;
 
-	/* PAE paging: the four page-directory-pointer entries, as the last load of CR3, CR0 or CR4 read them (SDM 3A 4.4.1). */
+	/* PAE paging: the four page-directory-pointer entries, as the last load of CR3, CR0 or CR4 read them (SDM
+	 * 3A 4.4.1). */
 	uint64_t pdpte[4];
 };
 

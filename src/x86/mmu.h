@@ -2,14 +2,15 @@
  * Linear memory of a guest: software TLB and the checked accesses that every engine and x86/ routine uses.
  *
  * Accesses are made at the vCPU's current privilege (CPL) unless the _system form is used, which is an implicit
- * supervisor access (descriptor tables, TSS: SDM 3A 4.6.1). A fault unwinds through x86_raise(); nothing was changed by the
- * access that faulted, not even where it crosses a page: both pages are translated before the first byte is written.
+ * supervisor access (descriptor tables, TSS: SDM 3A 4.6.1). A fault unwinds through x86_raise(); nothing was changed by
+ * the access that faulted, not even where it crosses a page: both pages are translated before the first byte is
+ * written.
  *
  * The TLB caches translations for three views, so that a change of privilege or of EFLAGS.AC flushes nothing:
  * user; supervisor; supervisor that may touch user pages (CR4.SMAP = 0 or EFLAGS.AC = 1).
  *
- * An entry exists only for pages of RAM (MMIO and ROM writes always take the slow path). After every write through an entry the
- * writer looks at memory_page_flags: see memory.h, "written pages".
+ * An entry exists only for pages of RAM (MMIO and ROM writes always take the slow path). After every write through an
+ * entry the writer looks at memory_page_flags: see memory.h, "written pages".
  */
 #pragma once
 
@@ -24,29 +25,32 @@ enum mmu_access { MMU_READ, MMU_WRITE, MMU_EXECUTE, MMU_ACCESSES };
 
 #define MMU_TLB_BITS    9
 #define MMU_TLB_ENTRIES (1u << MMU_TLB_BITS)
-/* The tag of an empty slot: a page that belongs into its neighbour, so that no linear address of this slot matches, not even in the XOR form. */
+/* The tag of an empty slot: a page that belongs into its neighbour, so that no linear address of this slot matches, not
+ * even in the XOR form. */
 #define MMU_NO_TAG(index) ((((uint64_t)(index) ^ 1) & (MMU_TLB_ENTRIES - 1)) << 12)
 
 struct mmu_tlb_entry {
-	uint64_t tag;  /* linear page address, or MMU_NO_TAG(index) */
-	uint64_t host; /* host address of the page minus the tag, so that host + linear is the byte's address */
-	uint64_t physical; /* guest-physical page address */
+	uint64_t tag;        /* linear page address, or MMU_NO_TAG(index) */
+	uint64_t host;       /* host address of the page minus the tag, so that host + linear is the byte's address */
+	uint64_t physical;   /* guest-physical page address */
 	uint8_t *page_flags; /* &memory_page_flags[physical >> 12] */
 };
 
 struct mmu {
 	struct mmu_tlb_entry (*tlb)[MMU_ACCESSES][MMU_TLB_ENTRIES]; /* [view][access][index]; allocated by mmu_create */
-	enum mmu_view view; /* of explicit accesses now; see mmu_update_view */
-	bool has_global;    /* some entry came from a global page: not all go on a CR3 load */
+	enum mmu_view view;                                         /* of explicit accesses now; see mmu_update_view */
+	bool has_global;      /* some entry came from a global page: not all go on a CR3 load */
 	uint64_t *global_map; /* private: which entries are global */
 	uint64_t last_flush_generation;
 	/* Moves with every invalidation: whoever caches more than the TLB does (chained code, say) compares it. */
 	uint64_t epoch;
-	uint64_t *valid_map, *large_map; /* private, as global_map: which entries are in use, which are pieces of large pages */
+	uint64_t *valid_map,
+	    *large_map; /* private, as global_map: which entries are in use, which are pieces of large pages */
 	bool has_large;
 	/*
-	 * Set by an access after which the engine must look up before the next instruction: a data breakpoint or watchpoint was hit
-	 * (pending_debug or debug.hit_address say so), or decoded code was written. The engine clears it.
+	 * Set by an access after which the engine must look up before the next instruction: a data breakpoint or
+	 * watchpoint was hit (pending_debug or debug.hit_address say so), or decoded code was written. The engine
+	 * clears it.
 	 */
 	bool stop;
 	bool watchpoint_hit; /* of vcpu->debug: EXIT_DEBUG after this instruction. The engine clears it. */
@@ -60,8 +64,8 @@ void mmu_destroy(struct vcpu *vcpu);
 void mmu_update_view(struct vcpu *vcpu);
 
 /*
- * Recomputes which pages are kept out of the TLB because a data breakpoint (DR0-3 with DR7) or watchpoint of vcpu->debug lies on them. Call after
- * any of them changed.
+ * Recomputes which pages are kept out of the TLB because a data breakpoint (DR0-3 with DR7) or watchpoint of
+ * vcpu->debug lies on them. Call after any of them changed.
  */
 void mmu_update_watches(struct vcpu *vcpu);
 
@@ -71,14 +75,16 @@ void mmu_flush_nonglobal(struct vcpu *vcpu);
 void mmu_flush_page(struct vcpu *vcpu, uint64_t linear);
 
 /*
- * Translates one byte's address for `access` in `view`, filling the TLB; raises #PF. Returns the guest-physical address.
- * A/D bits are set as the processor would.
+ * Translates one byte's address for `access` in `view`, filling the TLB; raises #PF. Returns the guest-physical
+ * address. A/D bits are set as the processor would.
  */
 uint64_t mmu_translate(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, enum mmu_view view);
 
-/* Like mmu_translate with reading, but for debuggers: no fault, no A/D update, privileges ignored. False: not mapped. */
+/* Like mmu_translate with reading, but for debuggers: no fault, no A/D update, privileges ignored. False: not mapped.
+ */
 bool mmu_translate_debug(struct vcpu *vcpu, uint64_t linear, uint64_t *physical);
-/* Reads or writes guest memory for a debugger; false when a page is not mapped or not RAM (nothing was changed then). */
+/* Reads or writes guest memory for a debugger; false when a page is not mapped or not RAM (nothing was changed then).
+ */
 bool mmu_debug_read(struct vcpu *vcpu, uint64_t linear, void *buffer, size_t length);
 bool mmu_debug_write(struct vcpu *vcpu, uint64_t linear, const void *buffer, size_t length);
 
@@ -93,15 +99,16 @@ void mmu_read_bytes(struct vcpu *vcpu, uint64_t linear, void *buffer, size_t len
 void mmu_write_bytes(struct vcpu *vcpu, uint64_t linear, const void *buffer, size_t length);
 
 /*
- * Checks that `length` bytes (at most two pages) could be written now, raising what a write would raise, setting A and D; writes nothing.
- * For instructions that must not half-complete (PUSHA, ENTER, far CALL, task switch).
+ * Checks that `length` bytes (at most two pages) could be written now, raising what a write would raise, setting A and
+ * D; writes nothing. For instructions that must not half-complete (PUSHA, ENTER, far CALL, task switch).
  */
 void mmu_probe_write(struct vcpu *vcpu, uint64_t linear, size_t length);
 void mmu_probe_write_system(struct vcpu *vcpu, uint64_t linear, size_t length);
 
 /*
- * The host address of `length` bytes at `linear` when they lie within one page of plain RAM, else NULL (page crossing, MMIO).
- * Raises #PF as an access would. The pointer is good until the next TLB flush; after writing through it call mmu_written().
+ * The host address of `length` bytes at `linear` when they lie within one page of plain RAM, else NULL (page crossing,
+ * MMIO). Raises #PF as an access would. The pointer is good until the next TLB flush; after writing through it call
+ * mmu_written().
  */
 void *mmu_host_pointer(struct vcpu *vcpu, uint64_t linear, size_t length, enum mmu_access access);
 /* Marks bytes written through mmu_host_pointer (code watch, dirty log). */
@@ -113,7 +120,7 @@ static inline unsigned mmu_tlb_index(uint64_t linear)
 	return (linear >> 12) & (MMU_TLB_ENTRIES - 1);
 }
 /*
- * For engines: the entry for one linear page, filled if need be; raises #PF. NULL: the page is not RAM or is watched; `physical` (may
- * be NULL) receives the byte's guest-physical address in any case.
+ * For engines: the entry for one linear page, filled if need be; raises #PF. NULL: the page is not RAM or is watched;
+ * `physical` (may be NULL) receives the byte's guest-physical address in any case.
  */
 struct mmu_tlb_entry *mmu_entry(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, uint64_t *physical);

@@ -324,6 +324,8 @@ static void role_far_pointer(struct draft *d)
 	random_bytes(&d->random, pointer, sizeof(pointer));
 	uint16_t selector = pick_selector(d);
 	memcpy(pointer + offset, &selector, 2);
+	if (offset == 8) /* AMD ignores REX.W here */
+		memcpy(pointer + 4, &selector, 2);
 	for (unsigned i = 0; i < 2; i++)
 		if (d->target[i])
 			isa_place(d->test, d->target[i], pointer, offset + 2);

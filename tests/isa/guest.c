@@ -115,6 +115,7 @@ static void make_tables(struct guest_runner *guest)
 		put64(guest, IDT_PAGE + vector * 16 + 8, handler >> 32);
 	}
 	put64(guest, TSS_PAGE + 4, SYSTEM_LINEAR + STACK_PAGE + 4096);
+	put64(guest, TSS_PAGE + 0x60, 0x68ull << 48); /* no I/O permission map */
 	memset(halts, 0xf4, sizeof(halts));
 	memory_write(&guest->memory, HANDLER_PAGE, halts, sizeof(halts));
 }

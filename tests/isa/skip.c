@@ -19,6 +19,7 @@ struct reason {
 #define REASON_WAIT   "waits for an event"
 #define REASON_PMC    "depends on CR4.PCE, which the host kernel changes"
 #define REASON_INUSE  "shows which states are in use, which depends on history"
+#define REASON_MODEL  "not in the CPU that a guest sees"
 #define REASON_HOST   "changes host state that outlives the case"
 
 static const struct reason reasons[] = {

@@ -468,9 +468,9 @@ static void software(PARAMETERS)
 	exact_enter(vcpu, insn, flags);
 	if (kind != SOFTWARE_INT_N && exception_intercepted(vcpu, vector)) {
 		vcpu->exception = (struct exception){.vector = (uint8_t)vector, .software = true};
-		interpreter_of(vcpu)->reason = EXIT_EXCEPTION;
-		interpreter_of(vcpu)->leave = true;
-		return;
+		/* A trap: RIP is what its handler would find. */
+		vcpu->state.rip = following_rip(vcpu, insn);
+		return leave_exit(vcpu, insn, EXIT_EXCEPTION);
 	}
 	software_interrupt(vcpu, kind, vector, following_rip(vcpu, insn));
 	interpreter_of(vcpu)->no_trap = true; /* delivery cleared TF (SDM 3B 17.3.1.4) */
