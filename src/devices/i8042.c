@@ -74,14 +74,11 @@ static void fill_from_devices(struct i8042 *i8042)
 	}
 }
 
-static void i8042_update(struct i8042 *i8042)
+static void update_lines(struct i8042 *i8042)
 {
-	bool line1, line12;
+	bool line1 = i8042->full && !i8042->from_mouse && i8042->ram[0] & CTR_KEYBOARD_IRQ;
+	bool line12 = i8042->full && i8042->from_mouse && i8042->ram[0] & CTR_MOUSE_IRQ;
 
-	if (!i8042->full && !i8042->refill.armed)
-		fill_from_devices(i8042);
-	line1 = i8042->full && !i8042->from_mouse && i8042->ram[0] & CTR_KEYBOARD_IRQ;
-	line12 = i8042->full && i8042->from_mouse && i8042->ram[0] & CTR_MOUSE_IRQ;
 	if (line1 != i8042->line1) {
 		i8042->line1 = line1;
 		irq_line_set(&i8042->irq1, line1);
@@ -92,17 +89,24 @@ static void i8042_update(struct i8042 *i8042)
 	}
 }
 
+static void i8042_update(struct i8042 *i8042)
+{
+	if (!i8042->full && !i8042->refill.armed)
+		fill_from_devices(i8042);
+	update_lines(i8042);
+}
+
 static void refill_expired(void *owner)
 {
 	i8042_update(owner);
 }
 
-/* The controller's own answer: it replaces what was not read. */
-static void answer(struct i8042 *i8042, uint8_t value)
+/* The controller's own answer replaces what was not read. The line falls first, so that there is an edge. */
+static void answer(struct i8042 *i8042, uint8_t value, bool from_mouse)
 {
 	i8042->full = false;
-	i8042_update(i8042); /* the line falls, so that the answer makes an edge */
-	fill(i8042, value, false);
+	update_lines(i8042);
+	fill(i8042, value, from_mouse);
 }
 
 static void pulse_reset(struct i8042 *i8042)
@@ -139,7 +143,7 @@ static void write_command(struct i8042 *i8042, uint8_t value)
 	i8042->command = 0;
 	switch (value) {
 	case 0x20 ... 0x3f:
-		answer(i8042, i8042->ram[value & 31]);
+		answer(i8042, i8042->ram[value & 31], false);
 		break;
 	case 0x60 ... 0x7f:
 	case 0xd1: /* write output port */
@@ -149,10 +153,10 @@ static void write_command(struct i8042 *i8042, uint8_t value)
 		i8042->command = value;
 		break;
 	case 0xa1: /* firmware version */
-		answer(i8042, 0);
+		answer(i8042, 0, false);
 		break;
 	case 0xa4: /* is a password set? no */
-		answer(i8042, 0xf1);
+		answer(i8042, 0xf1, false);
 		break;
 	case 0xa7:
 		i8042->ram[0] |= CTR_MOUSE_OFF;
@@ -162,11 +166,11 @@ static void write_command(struct i8042 *i8042, uint8_t value)
 		break;
 	case 0xa9: /* mouse and keyboard interface tests: no error */
 	case 0xab:
-		answer(i8042, 0);
+		answer(i8042, 0, false);
 		break;
 	case 0xaa: /* self test */
 		i8042->ram[0] |= CTR_SYSTEM;
-		answer(i8042, 0x55);
+		answer(i8042, 0x55, false);
 		break;
 	case 0xad:
 		i8042->ram[0] |= CTR_KEYBOARD_OFF;
@@ -175,10 +179,10 @@ static void write_command(struct i8042 *i8042, uint8_t value)
 		i8042->ram[0] &= ~CTR_KEYBOARD_OFF;
 		break;
 	case 0xc0: /* input port: keyboard unlocked, no manufacturing jumper, colour */
-		answer(i8042, 0xbf);
+		answer(i8042, 0xbf, false);
 		break;
 	case 0xd0:
-		answer(i8042, read_output_port(i8042));
+		answer(i8042, read_output_port(i8042), false);
 		break;
 	case 0xdd: /* A20 off and on, as HP's controllers */
 		set_output_port(i8042, i8042->output_port & ~OUT_A20);
@@ -187,7 +191,8 @@ static void write_command(struct i8042 *i8042, uint8_t value)
 		set_output_port(i8042, i8042->output_port | OUT_A20);
 		break;
 	case 0xe0: /* test inputs: both clocks high unless held */
-		answer(i8042, (i8042->ram[0] & CTR_KEYBOARD_OFF ? 0 : 1) | (i8042->ram[0] & CTR_MOUSE_OFF ? 0 : 2));
+		answer(i8042, (i8042->ram[0] & CTR_KEYBOARD_OFF ? 0 : 1) | (i8042->ram[0] & CTR_MOUSE_OFF ? 0 : 2),
+		       false);
 		break;
 	case 0xf0 ... 0xff: /* pulse the output port's low bits that are 0 here; only the reset line hears it */
 		if (!(value & 1))
@@ -211,12 +216,10 @@ static void write_data(struct i8042 *i8042, uint8_t value)
 		set_output_port(i8042, value);
 		break;
 	case 0xd2:
-		answer(i8042, value);
+		answer(i8042, value, false);
 		break;
 	case 0xd3:
-		i8042->full = false;
-		i8042_update(i8042);
-		fill(i8042, value, true);
+		answer(i8042, value, true);
 		break;
 	case 0xd4:
 		i8042->ram[0] &= ~CTR_MOUSE_OFF;

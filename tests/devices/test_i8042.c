@@ -196,11 +196,34 @@ static void test_keyboard(void **context)
 	i8042_key(rig.chip, 0x9d, true);
 	i8042_key(rig.chip, 0x9d, false);
 	EXPECT(&rig, 0xe0, 0x1d, 0xe0, 0x9d);
+	data(&rig, 0xf0);
+	EXPECT(&rig, 0xfa);
+	data(&rig, 0x03); /* there is no set 3 */
+	EXPECT(&rig, 0xfe);
+	data(&rig, 0xf0);
+	EXPECT(&rig, 0xfa);
+	data(&rig, 0x02);
+	EXPECT(&rig, 0xfa);
+	data(&rig, 0xf0);
+	EXPECT(&rig, 0xfa);
+	data(&rig, 0x00);
+	EXPECT(&rig, 0xfa, 0x02);
+	/* A command in the place of an argument is a command. */
+	data(&rig, 0xed);
+	EXPECT(&rig, 0xfa);
+	data(&rig, 0xf2);
+	EXPECT(&rig, 0xfa, 0xab, 0x83);
 	/* Switched off by F5h, or held by the controller. */
 	data(&rig, 0xf5);
 	EXPECT(&rig, 0xfa);
 	i8042_key(rig.chip, 0x1e, true);
 	assert_int_equal(get(&rig), -1);
+	data(&rig, 0xf6);
+	EXPECT(&rig, 0xfa);
+	i8042_key(rig.chip, 0x30, true);
+	EXPECT(&rig, 0x32);
+	data(&rig, 0xf5);
+	EXPECT(&rig, 0xfa);
 	data(&rig, 0xf4);
 	EXPECT(&rig, 0xfa);
 	command(&rig, 0xad);
@@ -226,6 +249,14 @@ static void test_pacing(void **context)
 	clock_advance(rig.clock, 1000000);
 	assert_int_equal(rig.rises[IRQ1], 2);
 	assert_int_equal(in8(&rig, 0x60), 0x30);
+	/* A controller's answer costs one unread byte, not more. */
+	for (unsigned key = 0x10; key < 0x13; key++)
+		i8042_key(rig.chip, key, true);
+	clock_advance(rig.clock, 1000000);
+	rig.rises[IRQ1] = 0;
+	command(&rig, 0xaa);
+	assert_int_equal(rig.rises[IRQ1], 1);
+	EXPECT(&rig, 0x55, 0x11, 0x12);
 	/* A flood of keys: whole codes are lost, none is cut. */
 	for (unsigned i = 0; i < 1000; i++)
 		i8042_key(rig.chip, 0x9d, i & 1);
@@ -262,6 +293,10 @@ static void test_mouse(void **context)
 	EXPECT(&rig, 0x104);
 	mouse(&rig, 0xe8);
 	mouse(&rig, 3);
+	mouse(&rig, 0xe7);
+	mouse(&rig, 0xe6);
+	mouse(&rig, 0xe9);
+	EXPECT(&rig, 0x100, 0x103, 0x150);
 	mouse(&rig, 0xe7);
 	i8042_mouse(rig.chip, 0, 0, 0, 5);
 	mouse(&rig, 0xe9);
@@ -327,11 +362,27 @@ static void test_reset_and_a20(void **context)
 	assert_true(rig.level[A20]);
 	command(&rig, 0xd0);
 	EXPECT(&rig, 0xcf);
+	assert_int_equal(in8(&rig, 0x64), 0x1c); /* last was a command; empty */
+	i8042_key(rig.chip, 0x1e, true);
+	command(&rig, 0xd0);
+	data(&rig, 0xee);
+	assert_int_equal(in8(&rig, 0x64) & 0x2d, 0x05);
+	assert_int_equal(in8(&rig, 0x60), 0xdf); /* the keyboard's byte was in the buffer */
+	clock_advance(rig.clock, 10000000);
+	in8(&rig, 0x60);
+	clock_advance(rig.clock, 10000000);
+	in8(&rig, 0x60);
 	command(&rig, 0xd1);
 	data(&rig, 0xdd);
 	assert_false(rig.level[A20]);
+	command(&rig, 0xd0);
+	EXPECT(&rig, 0xcd);
 	command(&rig, 0xdf);
 	assert_true(rig.level[A20]);
+	command(&rig, 0xc0);
+	EXPECT(&rig, 0xbf);
+	command(&rig, 0xe0);
+	EXPECT(&rig, 0x01);
 	assert_int_equal(rig.rises[RESET], 0);
 	command(&rig, 0xff); /* pulses nothing */
 	assert_int_equal(rig.rises[RESET], 0);

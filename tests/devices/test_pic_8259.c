@@ -176,6 +176,10 @@ static void test_special_mask(void **context)
 	out8(&rig, 0x20, 0x20);
 	out8(&rig, 0x20, 0x0b);
 	assert_int_equal(in8(&rig, 0x20), 0x08);
+	out8(&rig, 0x20, 0x0a); /* without ESMM the mode stays */
+	pulse(&rig, 6);
+	assert_int_equal(acknowledge(&rig), 0x26);
+	out8(&rig, 0x20, 0x66);
 	out8(&rig, 0x20, 0x48);
 	pulse(&rig, 7);
 	assert_int_equal(acknowledge(&rig), -1);
@@ -196,6 +200,8 @@ static void test_rotation(void **context)
 	pulse(&rig, 5);
 	assert_int_equal(acknowledge(&rig), 0x20);
 	out8(&rig, 0x20, 0xe0); /* specific, rotate: IR0 lowest */
+	out8(&rig, 0x20, 0x0b);
+	assert_int_equal(in8(&rig, 0x20), 0x00);
 	pulse(&rig, 0);
 	assert_int_equal(acknowledge(&rig), 0x25);
 	/* Automatic EOI with rotation. */
@@ -272,12 +278,18 @@ static void test_initialization(void **context)
 	out8(&rig, 0x21, 0x58);
 	out8(&rig, 0x21, 0xfe);
 	assert_int_equal(in8(&rig, 0x21), 0xfe);
-	/* ICW3 and no ICW4: the fourth byte is the mask. */
+	/* ICW3 and no ICW4: the fourth byte is the mask, and what ICW4 said (automatic EOI) is gone. */
+	program(&rig, 0x03);
+	out8(&rig, 0x20, 0x80);
 	out8(&rig, 0x20, 0x10);
 	out8(&rig, 0x21, 0x58);
 	out8(&rig, 0x21, 0x04);
 	out8(&rig, 0x21, 0xef);
 	assert_int_equal(in8(&rig, 0x21), 0xef);
+	pulse(&rig, 4);
+	assert_int_equal(acknowledge(&rig), 0x5c);
+	out8(&rig, 0x20, 0x0b);
+	assert_int_equal(in8(&rig, 0x20), 0x10);
 	rig_unmake(&rig, &kind);
 }
 

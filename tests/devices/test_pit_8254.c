@@ -142,6 +142,8 @@ static void test_terminal_count(void **context)
 	assert_false(in8(&rig, 0x61) & 0x20);
 	advance_ticks(&rig, 1);
 	assert_true(in8(&rig, 0x61) & 0x20);
+	/* Nothing is armed for channels without an interrupt. */
+	assert_false(((struct pit_8254 *)rig.chip)->timer.armed);
 	/* The first byte of a new count stops it and lowers OUT. */
 	out8(&rig, 0x42, 50);
 	assert_false(in8(&rig, 0x61) & 0x20);
@@ -254,7 +256,7 @@ static void test_latch_and_read_back(void **context)
 	/* Only the channels that are named, only what is asked for. */
 	load(&rig, 1, 2, 0x2000);
 	load(&rig, 2, 2, 0x3000);
-	out8(&rig, 0x43, 0xe8); /* status of channel 2 */
+	out8(&rig, 0x43, 0xe8);                  /* status of channel 2 */
 	assert_int_equal(in8(&rig, 0x42), 0xb4); /* its gate is low: loaded, and standing */
 	assert_int_equal(in8(&rig, 0x42), latch(&rig, 2) & 0xff);
 	assert_int_equal(in8(&rig, 0x41), latch(&rig, 1) & 0xff);

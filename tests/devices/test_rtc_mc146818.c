@@ -162,8 +162,9 @@ static void test_interrupts(void **context)
 	clock_advance(rig.clock, SECOND);
 	assert_int_equal(rig.rises[IRQ8], 2);
 	get(&rig, 12);
-	/* Flags are set without enables too. */
+	/* Flags are set without enables too, and nothing wakes the host for them. */
 	set(&rig, 11, 0x02);
+	assert_false(((struct rtc_mc146818 *)rig.chip)->timer.armed);
 	clock_advance(rig.clock, SECOND);
 	assert_int_equal(get(&rig, 12), 0x50);
 	/* Periodic: 1024 Hz. */
@@ -222,8 +223,16 @@ static void test_alarm(void **context)
 		get(&rig, 12);
 	}
 	assert_int_equal(rig.rises[IRQ8], 60);
+	/* On the first second of a minute. */
+	set(&rig, 1, 0x00);
+	get(&rig, 12);
+	rig.rises[IRQ8] = 0;
+	clock_advance(rig.clock, 60 * SECOND);
+	assert_int_equal(rig.rises[IRQ8], 1);
+	get(&rig, 12);
 	/* A time that never comes arms nothing. */
 	set(&rig, 1, 0x99);
+	assert_false(((struct rtc_mc146818 *)rig.chip)->timer.armed);
 	clock_advance(rig.clock, 100000 * SECOND);
 	assert_false(rig.level[IRQ8]);
 	rig_unmake(&rig, &kind);
@@ -242,6 +251,9 @@ static void test_cmos(void **context)
 	assert_int_equal(in8(&rig, 0x70), 0xff);
 	set(&rig, 13, 0);
 	assert_int_equal(get(&rig, 13), 0x80);
+	rtc_mc146818_set_memory(rig.chip, 32 << 20, 0);
+	assert_int_equal(get(&rig, 0x17) | get(&rig, 0x18) << 8, 31 << 10);
+	assert_int_equal(get(&rig, 0x34) | get(&rig, 0x35) << 8, 256);
 	rtc_mc146818_set_memory(rig.chip, 3ull << 30, 5ull << 30);
 	assert_int_equal(get(&rig, 0x15) | get(&rig, 0x16) << 8, 640);
 	assert_int_equal(get(&rig, 0x17) | get(&rig, 0x18) << 8, 0xffff);

@@ -141,6 +141,13 @@ static void test_dma(void **context)
 	assert_int_equal(in8(&rig, 0x0f), 0xfb);
 	out8(&rig, 0x09, 0x05);
 	assert_int_equal(in8(&rig, 0x08), 0x20);
+	out8(&rig, 0x09, 0x06);
+	out8(&rig, 0x09, 0x01);
+	assert_int_equal(in8(&rig, 0x08), 0x40);
+	out8(&rig, 0x0f, 0x05);
+	assert_int_equal(in8(&rig, 0x0f), 0xf5);
+	out8(&rig, 0x0e, 0);
+	assert_int_equal(in8(&rig, 0x0f), 0xf0);
 	out8(&rig, 0x00, 1); /* half a word, then master clear */
 	out8(&rig, 0x0d, 0);
 	out8(&rig, 0x00, 0x22);
