@@ -360,8 +360,13 @@ static uint64_t rtc_read(void *device, uint64_t offset, unsigned size)
 {
 	struct rtc_mc146818 *rtc = device;
 
-	if (offset == 0)
-		return 0xff; /* the index is write-only */
+	switch (offset) {
+	case 0:
+	case 2:
+		return 0xff; /* the indexes are write-only */
+	case 3:
+		return rtc->upper[rtc->upper_index];
+	}
 	rtc_catch_up(rtc);
 	return rtc_read_register(rtc, rtc->index);
 }
@@ -370,10 +375,17 @@ static void rtc_write(void *device, uint64_t offset, unsigned size, uint64_t val
 {
 	struct rtc_mc146818 *rtc = device;
 
-	if (offset == 0) {
+	switch (offset) {
+	case 0:
 		rtc->index = value & 0x7f;
 		rtc->nmi_masked = value & 0x80;
 		irq_line_set(&rtc->nmi_mask, rtc->nmi_masked);
+		return;
+	case 2:
+		rtc->upper_index = value & 0x7f;
+		return;
+	case 3:
+		rtc->upper[rtc->upper_index] = value;
 		return;
 	}
 	rtc_catch_up(rtc);
@@ -394,7 +406,7 @@ int rtc_mc146818_init(struct rtc_mc146818 *rtc, struct bus *bus, struct clock *c
 	rtc->cmos[REG_B] = B_24H;
 	rtc->cmos[REG_D] = D_VRT;
 	rtc->looked = rtc_now(rtc);
-	return bus_add_ports(bus, 0x70, 2, "rtc-mc146818", &rtc_ops, rtc);
+	return bus_add_ports(bus, 0x70, 4, "rtc-mc146818", &rtc_ops, rtc);
 }
 
 void rtc_mc146818_reset(struct rtc_mc146818 *rtc)
@@ -402,7 +414,7 @@ void rtc_mc146818_reset(struct rtc_mc146818 *rtc)
 	rtc_catch_up(rtc);
 	rtc->cmos[REG_B] &= ~(B_PIE | B_AIE | B_UIE);
 	rtc->cmos[REG_C] = 0;
-	rtc->index = 0;
+	rtc->index = rtc->upper_index = 0;
 	rtc->nmi_masked = false;
 	irq_line_set(&rtc->nmi_mask, false);
 	rtc_update(rtc);
@@ -444,16 +456,19 @@ void rtc_mc146818_state(struct rtc_mc146818 *rtc, struct state *state)
 	state_begin(state, "rtc-mc146818", 0, 1);
 	state_u8_array(state, "cmos", rtc->cmos, RTC_CMOS_SIZE);
 	state_u8(state, "index", &rtc->index);
+	state_u8_array(state, "upper", rtc->upper, RTC_CMOS_SIZE);
+	state_u8(state, "upper-index", &rtc->upper_index);
 	state_bool(state, "nmi-masked", &rtc->nmi_masked);
 	state_u64(state, "offset", &offset);
 	state_u32(state, "offset-ns", &rtc->offset_ns);
 	state_u8(state, "weekday-skew", &rtc->weekday_skew);
 	state_u64(state, "looked", &rtc->looked);
-	if (rtc->index >= RTC_CMOS_SIZE || rtc->offset_ns >= NS_PER_SECOND || rtc->weekday_skew > 6 ||
-	    rtc->looked > INT64_MAX || (int64_t)offset > INT64_MAX / 2 || (int64_t)offset < INT64_MIN / 2)
+	if (rtc->index >= RTC_CMOS_SIZE || rtc->upper_index >= RTC_CMOS_SIZE || rtc->offset_ns >= NS_PER_SECOND ||
+	    rtc->weekday_skew > 6 || rtc->looked > INT64_MAX || (int64_t)offset > INT64_MAX / 2 ||
+	    (int64_t)offset < INT64_MIN / 2)
 		state_fail(state, "register out of range");
 	if (state_error(state)) {
-		rtc->index = 0;
+		rtc->index = rtc->upper_index = 0;
 		rtc->offset_ns = rtc->weekday_skew = rtc->looked = 0;
 		offset = 0;
 	}

@@ -1,7 +1,8 @@
 /*
- * The MC146818 real-time clock with 128 bytes of CMOS RAM (Motorola MC146818A), and the NMI mask of port 70h.
+ * The MC146818 real-time clock with 128 bytes of CMOS RAM (Motorola MC146818A), the NMI mask of port 70h, and the
+ * second 128 bytes of the PIIX.
  *
- * Ports 70h-71h. Time is the machine's UTC plus what the guest has set it off by. All functions with the device lock
+ * Ports 70h-73h. Time is the machine's UTC plus what the guest has set it off by. All functions with the device lock
  * held.
  */
 #pragma once
@@ -20,6 +21,8 @@ struct state;
 struct rtc_mc146818 {
 	uint8_t cmos[RTC_CMOS_SIZE]; /* registers 0-9 and the century are the time only while it stands still */
 	uint8_t index;
+	uint8_t upper[RTC_CMOS_SIZE]; /* by ports 72h and 73h */
+	uint8_t upper_index;
 	bool nmi_masked;
 	int64_t offset;       /* seconds from UTC to the RTC's time */
 	uint32_t offset_ns;   /* and a fraction, 0-999999999 */
