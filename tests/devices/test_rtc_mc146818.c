@@ -17,6 +17,7 @@ static void check(struct rig *rig)
 	assert_int_equal(rtc->irq_level, rig->level[IRQ8]);
 	assert_int_equal(rtc->irq_level, rtc->cmos[12] >> 7);
 	assert_in_range(rtc->index, 0, 127);
+	assert_in_range(rtc->upper_index, 0, 127);
 	assert_in_range(rtc->offset_ns, 0, 999999999);
 }
 
@@ -27,7 +28,7 @@ static const struct device_kind kind = {
     .state = (void (*)(void *, struct state *))rtc_mc146818_state,
     .reset = (void (*)(void *))rtc_mc146818_reset,
     .check = check,
-    .span = {{0x70, 2}},
+    .span = {{0x70, 4}, {0x70, 2}},
     .step = 700000000,
 };
 
@@ -249,6 +250,17 @@ static void test_cmos(void **context)
 	assert_int_equal(get(&rig, 0x7f), 0xa5);
 	assert_false(rig.level[NMI_MASK]);
 	assert_int_equal(in8(&rig, 0x70), 0xff);
+	/* The second bank is RAM only. */
+	for (unsigned i = 0; i < 128; i++) {
+		out8(&rig, 0x72, i);
+		out8(&rig, 0x73, i ^ 0xc3);
+	}
+	for (unsigned i = 0; i < 128; i++) {
+		out8(&rig, 0x72, 0x80 | i);
+		assert_int_equal(in8(&rig, 0x73), i ^ 0xc3);
+	}
+	assert_int_equal(in8(&rig, 0x72), 0xff);
+	assert_int_equal(get(&rig, 0x7f), 0xa5);
 	set(&rig, 13, 0);
 	assert_int_equal(get(&rig, 13), 0x80);
 	rtc_mc146818_set_memory(rig.chip, 32 << 20, 0);
