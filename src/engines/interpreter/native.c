@@ -112,7 +112,8 @@ static bool same_form(const struct native_form *a, const struct native_form *b)
 {
 	return a->memory_size == b->memory_size && a->class_needed == b->class_needed &&
 	       a->reads_memory == b->reads_memory && a->writes_memory == b->writes_memory &&
-	       a->alignment == b->alignment && a->bit_string == b->bit_string && a->bit_register == b->bit_register &&
+	       a->alignment == b->alignment && a->natural_alignment == b->natural_alignment && a->waits == b->waits &&
+	       a->bit_string == b->bit_string && a->bit_register == b->bit_register &&
 	       a->x87_tracks_pointers == b->x87_tracks_pointers && a->x87_opcode == b->x87_opcode &&
 	       a->special == b->special;
 }
@@ -275,4 +276,13 @@ void native_check_alignment(struct vcpu *vcpu, uint64_t linear, unsigned alignme
 {
 	if (__builtin_expect((linear & (alignment - 1)) != 0, 0) && checks_alignment(&vcpu->state))
 		x86_raise(vcpu, VECTOR_AC);
+}
+
+void native_check_operand(struct vcpu *vcpu, const struct native_form *form, uint64_t linear)
+{
+	if (form->waits)
+		native_x87_check_pending(vcpu);
+	if (linear & (form->alignment - 1u))
+		x86_raise(vcpu, VECTOR_GP);
+	native_check_alignment(vcpu, linear, form->natural_alignment);
 }

@@ -41,11 +41,10 @@ struct native_form {
 	uint16_t memory_size;                         /* bytes of the memory operand, 0 when there is none */
 	uint8_t class_needed; /* NATIVE_*, one or more bits; the caller checks it, for special forms too */
 	bool reads_memory, writes_memory;
-	/*
-	 * A misaligned operand is #GP, and before #PF: where a page is missing, the caller looks at the linear address
-	 * (mod this) first. 1: any address will do. The host checks it too, so a caller that has the page need not.
-	 */
+	/* A misaligned operand is #GP: any address will do when 1. The host checks it too. */
 	uint8_t alignment;
+	uint8_t natural_alignment; /* what #AC looks at while the guest checks alignment */
+	bool waits;                /* x87 and MMX: a pending x87 exception is reported first */
 	/*
 	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size
 	 * bytes, signed, beyond the effective address. The caller adds native_bit_displacement() before segmentation;
@@ -104,6 +103,13 @@ const struct native_form *native_form_get(struct native *native, const ZydisDeco
  * 3A 6.15). `special` forms check by themselves.
  */
 void native_run_aligned(struct vcpu *vcpu, const struct native_form *form, void *memory);
+
+/*
+ * Raises what precedes every fault of the operand's own (#SS, #GP, #PF): #MF that is pending, then #GP or #AC for its
+ * alignment. For a caller that cannot reach the operand at once, before it translates the address; where the operand is
+ * in reach, run() raises the same.
+ */
+void native_check_operand(struct vcpu *vcpu, const struct native_form *form, uint64_t linear);
 
 /* What to add to the effective address of a bit_string form; truncate the sum to the address size. */
 static inline int64_t native_bit_displacement(const struct vcpu *vcpu, const struct native_form *form)

@@ -427,6 +427,17 @@ static void plan_mxcsr(const ZydisDecodedInstruction *i, struct native_plan *pla
 
 static void plan_x87(const ZydisDecodedInstruction *i, struct native_plan *plan)
 {
+	plan->form.waits = plan->form.class_needed & (NATIVE_X87 | NATIVE_MMX | NATIVE_WAIT);
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_FNINIT:
+	case ZYDIS_MNEMONIC_FNCLEX:
+	case ZYDIS_MNEMONIC_FNSTCW:
+	case ZYDIS_MNEMONIC_FNSTSW:
+		plan->form.waits = false;
+		break;
+	default:
+		break;
+	}
 	if (!(plan->form.class_needed & NATIVE_X87))
 		return;
 	switch (i->mnemonic) {
@@ -436,14 +447,6 @@ static void plan_x87(const ZydisDecodedInstruction *i, struct native_plan *plan)
 	case ZYDIS_MNEMONIC_FLDCW:
 	case ZYDIS_MNEMONIC_FNSTCW:
 	case ZYDIS_MNEMONIC_FNSTSW:
-	case ZYDIS_MNEMONIC_FNSTENV:
-	case ZYDIS_MNEMONIC_FLDENV:
-	case ZYDIS_MNEMONIC_FNSAVE:
-	case ZYDIS_MNEMONIC_FRSTOR:
-	case ZYDIS_MNEMONIC_FXSAVE:
-	case ZYDIS_MNEMONIC_FXSAVE64:
-	case ZYDIS_MNEMONIC_FXRSTOR:
-	case ZYDIS_MNEMONIC_FXRSTOR64:
 	case ZYDIS_MNEMONIC_FDISI8087_NOP:
 	case ZYDIS_MNEMONIC_FENI8087_NOP:
 	case ZYDIS_MNEMONIC_FSETPM287_NOP:
@@ -495,7 +498,12 @@ static void plan_alignment(const ZydisDecodedInstruction *i, struct native_plan 
 	default:
 		break;
 	}
-	plan->form.alignment = aligned && plan->form.memory_size ? (uint8_t)plan->form.memory_size : 1;
+	unsigned size = plan->form.memory_size;
+	plan->form.alignment = aligned && size ? (uint8_t)size : 1;
+	/* Powers of two up to 16; 80-bit operands want 8. */
+	plan->form.natural_alignment = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
+	if (plan->elements.shape != ELEMENTS_NONE)
+		plan->form.natural_alignment = plan->elements.vector_mask ? 1 : plan->elements.element_size;
 }
 
 /* Register numbers of the operand fields after renaming; the operand's own where nothing was renamed. */
@@ -819,7 +827,7 @@ bool native_plan_make(const struct native *native, const ZydisDecodedInstruction
                       const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_plan *plan)
 {
 	memset(plan, 0, sizeof *plan);
-	plan->form.alignment = 1;
+	plan->form.alignment = plan->form.natural_alignment = 1;
 	if (!native->available[instruction->meta.isa_set] || !is_eligible(instruction) ||
 	    !plan_class(instruction, operands, plan))
 		return false;

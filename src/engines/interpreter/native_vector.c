@@ -10,9 +10,12 @@
 
 #include <string.h>
 
+#include "memory/memory.h"
 #include "x86/exceptions.h"
 #include "x86/mmu.h"
 #include "x86/segments.h"
+
+#define DR6_BS (1u << 14)
 
 /* Exception classes whose memory operand is read whole whatever the mask says ("NF": no fault suppression). */
 static bool suppresses_faults(const ZydisDecodedInstruction *i)
@@ -252,30 +255,42 @@ static struct range active_range(const struct native_elements *e, uint64_t activ
 	}
 }
 
-/* `buffer` holds the operand; `linear` is the operand's start. */
 enum transfer { TRANSFER_READ, TRANSFER_PROBE, TRANSFER_WRITE };
 
-static void transfer_bytes(struct vcpu *vcpu, enum transfer transfer, uint64_t linear, uint8_t *buffer, struct range r)
+static void transfer_bytes(struct vcpu *vcpu, const struct native_operation *operation, enum transfer transfer,
+                           uint8_t *operand, struct range r)
 {
+	unsigned length = r.end - r.start;
+	uint64_t linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
+	                                 length, transfer != TRANSFER_READ);
 	if (transfer == TRANSFER_READ)
-		mmu_read_bytes(vcpu, linear + r.start, buffer + r.start, r.end - r.start);
+		mmu_read_bytes(vcpu, linear, operand + r.start, length);
 	else if (transfer == TRANSFER_PROBE)
-		mmu_probe_write(vcpu, linear + r.start, r.end - r.start);
+		mmu_probe_write(vcpu, linear, length);
 	else
-		mmu_write_bytes(vcpu, linear + r.start, buffer + r.start, r.end - r.start);
+		mmu_write_bytes(vcpu, linear, operand + r.start, length);
 }
 
-static void transfer_elements(struct vcpu *vcpu, const struct native_elements *e, enum transfer transfer,
-                              uint64_t active, uint64_t linear, uint8_t *buffer, struct range whole)
+/* Between memory and a copy of the operand, the active elements in order; each may fault. */
+static void transfer_elements(struct vcpu *vcpu, const struct native_operation *operation, enum transfer transfer,
+                              uint64_t active, uint8_t *operand, struct range whole)
 {
+	const struct native_elements *e = &native_entry_of(operation)->elements;
 	if (e->shape != ELEMENTS_EACH) {
-		transfer_bytes(vcpu, transfer, linear, buffer, whole);
+		transfer_bytes(vcpu, operation, transfer, operand, whole);
 		return;
 	}
 	for (; active; active &= active - 1) {
 		unsigned start = (unsigned)__builtin_ctzll(active) * e->element_size;
-		transfer_bytes(vcpu, transfer, linear, buffer, (struct range){start, start + e->element_size});
+		transfer_bytes(vcpu, operation, transfer, operand, (struct range){start, start + e->element_size});
 	}
+}
+
+/* For looking at alignment, before anything is checked. */
+static uint64_t segment_linear_unchecked(const struct vcpu *vcpu, enum segment_register segment, uint64_t offset)
+{
+	bool flat = cpu_64bit_code(&vcpu->state) && segment != SEG_FS && segment != SEG_GS;
+	return flat ? offset : vcpu->state.segment[segment].base + offset;
 }
 
 void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
@@ -288,27 +303,28 @@ void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
 	_Alignas(64) uint8_t buffer[192] = {0};
 
 	if (r.start == r.end) {
-		uint64_t linear = vcpu->state.segment[operation->segment].base + operation->offset;
+		uint64_t linear = segment_linear_unchecked(vcpu, operation->segment, operation->offset);
 		entry->inner(vcpu, buffer + 64 + (linear & 63));
 		return;
 	}
-	uint64_t linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
-	                                 r.end - r.start, write);
-	if ((linear - r.start) & (entry->form.alignment - 1u))
-		x86_raise(vcpu, VECTOR_GP);
-	uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
-	if (host) {
-		native_run_entry(vcpu, entry, host - r.start);
-		if (write)
-			mmu_written(vcpu, linear, r.end - r.start);
-		return;
+	uint64_t linear = segment_linear_unchecked(vcpu, operation->segment, truncate(operation, operation->offset));
+	native_check_operand(vcpu, &entry->form, linear);
+	if (((linear + r.start) & (MEMORY_PAGE_SIZE - 1)) + (r.end - r.start) <= MEMORY_PAGE_SIZE) {
+		linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
+		                        r.end - r.start, write);
+		uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
+		if (host) {
+			native_run_entry(vcpu, entry, host - r.start);
+			if (write)
+				mmu_written(vcpu, linear, r.end - r.start);
+			return;
+		}
 	}
-	linear -= r.start;
 	uint8_t *copy = buffer + (linear & 63);
-	transfer_elements(vcpu, e, write ? TRANSFER_PROBE : TRANSFER_READ, active, linear, copy, r);
+	transfer_elements(vcpu, operation, write ? TRANSFER_PROBE : TRANSFER_READ, active, copy, r);
 	native_run_entry(vcpu, entry, copy);
 	if (write)
-		transfer_elements(vcpu, e, TRANSFER_WRITE, active, linear, copy, r);
+		transfer_elements(vcpu, operation, TRANSFER_WRITE, active, copy, r);
 }
 
 static int64_t gather_index(const struct vector_state *v, const struct native_elements *e, unsigned n)
@@ -323,9 +339,11 @@ static int64_t gather_index(const struct vector_state *v, const struct native_el
 	return index64;
 }
 
-/* Elements in order; each that is done has its mask cleared, so that a fault can be returned from (SDM 2C VPGATHERDD).
+/*
+ * Elements in order; each that is done has its mask cleared, so that a fault can be returned from (SDM 2C VPGATHERDD).
+ * They are never checked for alignment.
  */
-void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
+static void gather_elements(struct vcpu *vcpu, const struct native_operation *operation, volatile bool *progress)
 {
 	const struct native_elements *e = &native_entry_of(operation)->elements;
 	struct vector_state *v = &vcpu->state.vector;
@@ -340,7 +358,6 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 			memset(v->zmm[e->mask_register], 0, n * size);
 		uint64_t linear =
 		    segment_linear(vcpu, operation->segment, truncate(operation, offset), size, e->scatter);
-		native_check_alignment(vcpu, linear, size);
 		if (e->scatter) {
 			memcpy(&value, &v->zmm[e->data_register][n * size], size);
 			mmu_write(vcpu, linear, size, value);
@@ -354,6 +371,7 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 			memset(v->zmm[e->mask_register] + n * size, 0, size);
 		else
 			v->opmask[e->mask_register] &= ~(1ull << n);
+		*progress = true;
 	}
 	if (!e->scatter)
 		memset(&v->zmm[e->data_register][length], 0, 64 - length);
@@ -361,6 +379,26 @@ void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
 		memset(v->zmm[e->mask_register], 0, 64);
 	else
 		v->opmask[e->mask_register] = 0;
+}
+
+void native_gather(struct vcpu *vcpu, const struct native_operation *operation)
+{
+	volatile bool progress = false;
+	jmp_buf here, *target = vcpu->fault_target;
+	if (__builtin_expect(!(vcpu->state.rflags & FLAG_TF), 1)) {
+		gather_elements(vcpu, operation, &progress);
+		return;
+	}
+	/* After the first element the single-step trap comes instead of the fault. */
+	vcpu->fault_target = &here;
+	if (_setjmp(here)) {
+		vcpu->fault_target = target;
+		if (progress)
+			x86_raise_debug(vcpu, DR6_BS);
+		longjmp(*target, 1);
+	}
+	gather_elements(vcpu, operation, &progress);
+	vcpu->fault_target = target;
 }
 
 /*

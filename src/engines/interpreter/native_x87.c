@@ -164,7 +164,7 @@ static unsigned operand_size_of(const struct native_operation *operation)
 }
 
 /* The waiting instructions report a pending exception before they do anything. */
-static void check_pending(struct vcpu *vcpu)
+void native_x87_check_pending(struct vcpu *vcpu)
 {
 	uint16_t fsw;
 	if (!vcpu->x87_live)
@@ -196,7 +196,7 @@ void native_fnstenv(struct vcpu *vcpu, const struct native_operation *operation)
 
 void native_fldenv(struct vcpu *vcpu, const struct native_operation *operation)
 {
-	check_pending(vcpu);
+	native_x87_check_pending(vcpu);
 	uint64_t linear = operand_linear(vcpu, operation, false);
 	struct environment e;
 	uint8_t image[28];
@@ -222,7 +222,7 @@ void native_fnsave(struct vcpu *vcpu, const struct native_operation *operation)
 
 void native_frstor(struct vcpu *vcpu, const struct native_operation *operation)
 {
-	check_pending(vcpu);
+	native_x87_check_pending(vcpu);
 	uint64_t linear = operand_linear(vcpu, operation, false);
 	unsigned operand_size = operand_size_of(operation);
 	struct saved_state saved;
