@@ -8,9 +8,9 @@
  * - XSTATE_BV in a stored XSAVE image: which components are in their initial configuration depends on history (SDM 1
  *   13.6);
  * - the present bit in #PF's error code for addresses above user space, which Linux hides;
- * - FXSAVE, XSAVE, FSTENV and their like, and loads of far pointers, may report another of several faults of their
- * operand, and XSAVE and XRSTOR one in a part that they do not touch, because their microcode looks at the whole area
- * first;
+ * - FXSAVE, XSAVE, FSTENV and their like, loads of far pointers, MOVS and CMPS, may report another of several faults of
+ * their operand, and XSAVE and XRSTOR one in a part that they do not touch, because their microcode looks at the whole
+ * area first;
  * - in 32- and 16-bit code, R8-R15 and the upper halves of the other general registers.
  */
 #include <stdarg.h>
@@ -43,10 +43,17 @@ static bool has_error_code(unsigned vector)
 	return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17;
 }
 
-/* An operand that microcode reads or writes in several parts: FXSAVE, XSAVE, FLDENV and their like, far pointers. */
+/* Operands that are read or written in several parts: FXSAVE, XSAVE, FLDENV and their like, far pointers, MOVS, CMPS.
+ */
 static bool has_parts(const struct isa_decoded *decoded)
 {
 	switch (decoded->instruction.mnemonic) {
+	case ZYDIS_MNEMONIC_CMPSB:
+	case ZYDIS_MNEMONIC_CMPSW:
+	case ZYDIS_MNEMONIC_CMPSQ:
+	case ZYDIS_MNEMONIC_MOVSB:
+	case ZYDIS_MNEMONIC_MOVSW:
+	case ZYDIS_MNEMONIC_MOVSQ:
 	case ZYDIS_MNEMONIC_BOUND:
 	case ZYDIS_MNEMONIC_LDS:
 	case ZYDIS_MNEMONIC_LES:
@@ -58,6 +65,9 @@ static bool has_parts(const struct isa_decoded *decoded)
 	case ZYDIS_MNEMONIC_FNSAVE:
 	case ZYDIS_MNEMONIC_FRSTOR:
 		return true;
+	case ZYDIS_MNEMONIC_CMPSD: /* and the SSE instructions of that name, which have no two memory operands */
+	case ZYDIS_MNEMONIC_MOVSD:
+		return decoded->instruction.meta.category == ZYDIS_CATEGORY_STRINGOP;
 	default:
 		return decoded->instruction.operand_count && decoded->operand[0].type == ZYDIS_OPERAND_TYPE_MEMORY &&
 		       decoded->operand[0].size > 512;
@@ -65,8 +75,8 @@ static bool has_parts(const struct isa_decoded *decoded)
 }
 
 /* Do both report that the operand cannot be reached, each in its own order of looking at the parts of a long one? */
-static bool same_operand_faults(const struct isa_case *test, const struct isa_decoded *decoded,
-                                const struct isa_outcome *native, const struct isa_outcome *guest)
+bool isa_same_operand_faults(const struct isa_case *test, const struct isa_decoded *decoded,
+                             const struct isa_outcome *native, const struct isa_outcome *guest)
 {
 	const uint32_t faults = 1u << 12 | 1u << 13 | 1u << 14 | 1u << 17;
 
@@ -248,7 +258,7 @@ bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded,
 		       guest->status == STATUS_ERROR ? guest->text : "");
 		return native->status == STATUS_SYSTEM_CALL; /* nothing to learn */
 	}
-	if (same_operand_faults(test, decoded, native, guest) && native->trap != guest->trap)
+	if (isa_same_operand_faults(test, decoded, native, guest) && native->trap != guest->trap)
 		return true;
 	compare_exception(decoded, native, guest, what);
 	compare_registers(test, undefined_flags(decoded, native), native, guest, what);

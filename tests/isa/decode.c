@@ -104,23 +104,58 @@ static bool make_case(struct run *run, uint64_t seed, struct isa_case *test)
 
 /* ---- workers ---- */
 
-static bool compare(const struct isa_outcome *native, const struct isa_outcome *other, char what[200])
+/* The first byte that is no legacy prefix and no REX. */
+static uint8_t first_byte(const uint8_t *bytes)
 {
+	for (unsigned i = 0; i < BYTES; i++)
+		if (!memchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[i], 11) && bytes[i] >> 4 != 4)
+			return bytes[i];
+	return 0;
+}
+
+/* Differences about bytes that the decoder's table does not know, which no program depends on. */
+static bool tolerated(const struct isa_case *test, const struct isa_outcome *native, const struct isa_outcome *other)
+{
+	uint8_t byte = first_byte(test->bytes);
+
+	switch (native->trap) {
+	case 1: /* ignored bits of VEX and EVEX that the table wants to be 0 */
+	case 14:
+	case 13:
+		if (other->trap == 6 && (byte == 0x62 || byte == 0xc4 || byte == 0xc5))
+			return true;
+		/* Invalid and cut off by the page's end, or invalid and too long: which of the two is seen first? */
+		return (native->trap == 14 ? native->error & 0x10 : native->trap == 13) &&
+		       (other->trap == 6 || other->trap == 13);
+	case 6:
+		return other->trap == 13 || (other->trap == 14 && other->error & 0x10);
+	default:
+		return false;
+	}
+}
+
+static bool compare(const struct isa_case *test, const struct isa_outcome *native, const struct isa_outcome *other,
+                    char what[200])
+{
+	struct isa_decoded decoded;
+	bool known = isa_decode(64, test->bytes, BYTES, &decoded);
+
 	if (native->status == STATUS_SYSTEM_CALL)
 		return true;
 	if (native->status != STATUS_EXCEPTION || other->status != STATUS_EXCEPTION) {
 		snprintf(what, 200, "status %u/%u %.90s", native->status, other->status, other->text);
 		return other->status == native->status;
 	}
+	if (known ? isa_same_operand_faults(test, &decoded, native, other) : tolerated(test, native, other))
+		return true;
 	if (native->trap != other->trap)
-		snprintf(what, 200, "trap(%u/%u) length(%d/%d)", native->trap, other->trap, (int)(native->rip & 15),
-		         (int)(other->rip & 15));
+		snprintf(what, 200, "trap(%u/%u)", native->trap, other->trap);
 	else if (native->rip != other->rip)
 		snprintf(what, 200, "rip(%+d)", (int)(other->rip - native->rip));
-	else if (native->trap == 14 &&
-	         (native->cr2 != other->cr2 || (native->error ^ other->error) & ~(uint32_t)(native->cr2 >> 63)))
-		snprintf(what, 200, "#PF cr2(%#llx/%#llx) error(%#x/%#x)", (unsigned long long)native->cr2,
-		         (unsigned long long)other->cr2, native->error, other->error);
+	else if (native->trap == 14 && native->cr2 != other->cr2)
+		snprintf(what, 200, "#PF cr2");
+	else if (native->trap == 14 && (native->error ^ other->error) & (native->cr2 >= 0x7ffffffff000 ? ~1u : ~0u))
+		snprintf(what, 200, "#PF error(%#x/%#x)", native->error, other->error);
 	else
 		return true;
 	return false;
@@ -134,7 +169,7 @@ static void judge(struct run *run, struct isa_case *test, const struct isa_outco
 	atomic_fetch_add(&run->results->cases, 1);
 	if (native->status == STATUS_EXCEPTION)
 		atomic_fetch_add(&run->results->vector[native->trap & 31], 1);
-	if (compare(native, other, what))
+	if (compare(test, native, other, what))
 		return;
 	uint64_t number = atomic_fetch_add(&run->results->failures, 1);
 

@@ -255,6 +255,12 @@ void guest_run(struct guest_runner *guest, const struct isa_case *test, struct i
 /* True when they agree. Else `what` (256 bytes) says in which parts they differ, shortly. */
 bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded, const struct isa_outcome *native,
                  const struct isa_outcome *guest, char *what);
+/*
+ * Do both report that an operand cannot be reached, where processors differ in which of its parts they look at first?
+ * Then the exceptions need not agree.
+ */
+bool isa_same_operand_faults(const struct isa_case *test, const struct isa_decoded *decoded,
+                             const struct isa_outcome *native, const struct isa_outcome *guest);
 /* Everything about a failed case, for a person. */
 void isa_print_failure(FILE *file, const struct isa_case *test, const struct isa_outcome *native,
                        const struct isa_outcome *guest);
