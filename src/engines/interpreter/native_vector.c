@@ -427,6 +427,7 @@ void native_maskmov(struct vcpu *vcpu, const struct native_operation *operation)
 		active |= (uint64_t)(both.mask[n] >> 7) << n;
 	uint64_t linear =
 	    segment_linear(vcpu, e->segment, truncate(operation, vcpu->state.gpr[RDI]), e->mask_count, true);
+	native_check_alignment(vcpu, linear, 8);
 	mmu_probe_write(vcpu, linear, e->mask_count);
 	for (; active; active &= active - 1) {
 		unsigned n = (unsigned)__builtin_ctzll(active);

@@ -147,6 +147,7 @@ static bool fx_has_xmm(const struct vcpu *vcpu)
 static uint64_t fx_linear(struct vcpu *vcpu, const struct native_operation *operation, bool write)
 {
 	uint64_t linear = segment_linear(vcpu, operation->segment, operation->offset, LEGACY_SIZE, write);
+	native_check_alignment(vcpu, linear, 4); /* AMD: #AC for less than 4, #GP for the rest */
 	if (linear & 15)
 		x86_raise(vcpu, VECTOR_GP);
 	return linear;
@@ -349,6 +350,7 @@ void native_xsave(struct vcpu *vcpu, const struct native_operation *operation)
 		header[1] = requested | XCOMP_FORMAT;
 		image_add(&image, LEGACY_SIZE, 16);
 	} else {
+		mmu_probe_write(vcpu, linear + LEGACY_SIZE, 8); /* a missing page is a failed write */
 		header[0] = (mmu_read(vcpu, linear + LEGACY_SIZE, 8) & ~requested) | (requested & in_use);
 		image_add(&image, LEGACY_SIZE, 8);
 	}
