@@ -228,6 +228,9 @@ uint64_t segment_linear_slow(struct vcpu *vcpu, enum segment_register segment, u
 		uint64_t base = segment == SEG_FS || segment == SEG_GS ? seg->base : 0;
 		if (!cpu_canonical(base + offset) || !cpu_canonical(base + last))
 			x86_raise(vcpu, vector);
+		/* AMD looks at the offset too, before it adds the base (measured on Zen 4). */
+		if (!cpu_canonical(offset) && vcpu->model && vcpu->model->amd)
+			x86_raise(vcpu, vector);
 		return base + offset;
 	}
 	bool code = seg->access & SEG_CODE;

@@ -110,6 +110,8 @@ void x86_sysenter(struct vcpu *vcpu)
 void x86_sysexit(struct vcpu *vcpu, unsigned operand_size)
 {
 	struct cpu_state *s = &vcpu->state;
+	if (cpu_protected(s) && cpu_cpl(s) != 0) /* before the vendors differ (measured on Zen 4) */
+		x86_raise(vcpu, VECTOR_GP);
 	if (cpu_long_mode(s) && is_amd(vcpu))
 		x86_raise(vcpu, VECTOR_UD);
 	if (!cpu_protected(s) || selector_is_null((uint16_t)s->msr.sysenter_cs) || cpu_cpl(s) != 0 ||

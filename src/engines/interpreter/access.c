@@ -37,6 +37,11 @@ void raise_misaligned(struct vcpu *vcpu, uint64_t linear, unsigned size)
 		x86_raise(vcpu, VECTOR_AC);
 }
 
+static enum segment_register segment_of_base(const struct insn *insn)
+{
+	return insn->segment_base == offsetof(struct vcpu, state.segment[SEG_FS].base) ? SEG_FS : SEG_GS;
+}
+
 #define ADDRESS_SLOT(kind)                                                                                             \
 	void address_##kind(PARAMETERS)                                                                                \
 	{                                                                                                              \
@@ -47,6 +52,19 @@ ADDRESS_SLOT(b64)
 ADDRESS_SLOT(f64)
 ADDRESS_SLOT(b32)
 ADDRESS_SLOT(f32)
+
+/* FS and GS in 64-bit code. AMD's processors want the offset itself canonical, which the TLB cannot tell from the sum. */
+void address_s64(PARAMETERS)
+{
+	ADDRESS_f64;
+	if (unlikely(!cpu_canonical(linear))) {
+		SLOW_ENTER;
+		linear = segment_linear(vcpu, segment_of_base(insn), linear, 1, false);
+	} else {
+		linear += REG64(insn->segment_base);
+	}
+	return insn[1].run_at(vcpu, insn + 1, flags, tlb, linear);
+}
 
 void address_general(PARAMETERS)
 {

@@ -4,8 +4,8 @@
  * Kinds of operands, by which handlers of frequent instructions are specialised:
  *	at   the linear address was computed and checked by an address slot
  *	b64  base + displacement, 64-bit address size, no segment base
- *	f64  base + index << scale + displacement + segment base (whatever is missing points at a zero)
- *	b32, f32  the same with a 32-bit address size: flat 32-bit code, and 67h in 64-bit code
+ *	f64  base + index << scale + displacement (whatever is missing points at a zero)
+ *	b32, f32  the same with a 32-bit address size: flat 32-bit code, and 67h in 64-bit code; f32 adds a segment base
  */
 #pragma once
 
@@ -29,7 +29,7 @@ typedef uint64_t __attribute__((may_alias, aligned(1))) guest_64;
 #define ADDRESS_b64 uint64_t linear = REG64(insn->base) + (uint64_t)(int64_t)insn->displacement
 #define ADDRESS_f64                                                                                                    \
 	uint64_t linear = REG64(insn->base) + (REG64(insn->index) << insn->scale) +                                    \
-			  (uint64_t)(int64_t)insn->displacement + REG64(insn->segment_base)
+			  (uint64_t)(int64_t)insn->displacement
 #define ADDRESS_b32 uint64_t linear = (uint32_t)(REG32(insn->base) + (uint32_t)insn->displacement)
 #define ADDRESS_f32                                                                                                    \
 	uint64_t linear = (uint32_t)(REG32(insn->base) + (REG32(insn->index) << insn->scale) +                         \
@@ -77,7 +77,7 @@ ALWAYS_INLINE void check_alignment(struct vcpu *vcpu, uint64_t linear, unsigned 
 }
 
 /* The memory operand of handlers that have no specialised variants: address slots in front of them. */
-handler address_b64, address_f64, address_b32, address_f32, address_general;
+handler address_b64, address_f64, address_s64, address_b32, address_f32, address_general;
 
 /* address_general's slot: b holds these, a the size in bytes. */
 #define GENERAL_WRITE	   0x01u

@@ -18,7 +18,7 @@
 #define ARENA_BYTES  (12u << 20)
 #define HASH_BITS    15
 #define HASH_SIZE    (1u << HASH_BITS)
-#define SLOTS_MAX    (2 * BLOCK_INSTRUCTIONS_MAX + 2)
+#define SLOTS_MAX    (4 * BLOCK_INSTRUCTIONS_MAX + 2)
 #define BYTES_MAX    (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
 #define RESERVE      (sizeof(struct block) + SLOTS_MAX * sizeof(struct insn) + BYTES_MAX + 64 * 128)
 #define USAGE_FULL   90 /* percent of the native arena */

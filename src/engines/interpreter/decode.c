@@ -75,6 +75,15 @@ struct insn *emit_terminal(struct decoder *d, any_handler run)
 	return insn;
 }
 
+/* A SIB byte without a base: 32 bits of displacement instead, whatever REX.B says (SDM 2A table 2-3). */
+static bool base_missing(const struct decoder *d)
+{
+	const ZydisDecodedInstruction *i = &d->instruction;
+
+	return (i->attributes & ZYDIS_ATTRIB_HAS_SIB) && i->address_width != 16 && i->raw.modrm.mod == 0 &&
+	       i->raw.sib.base == 5;
+}
+
 /* What does not fit into the displacement goes into the immediate; only address_general and lea_general look there. */
 unsigned fill_address(struct decoder *d, struct insn *insn, const ZydisDecodedOperand *operand)
 {
@@ -82,8 +91,11 @@ unsigned fill_address(struct decoder *d, struct insn *insn, const ZydisDecodedOp
 	int64_t displacement = mem->disp.has_displacement ? mem->disp.value : 0;
 
 	insn->base = insn->index = ZERO;
-	if (mem->base != ZYDIS_REGISTER_NONE)
+	if (base_missing(d)) { /* Zydis 4.0 forgets that with 67h and REX.B */
+		displacement = d->instruction.raw.disp.value;
+	} else if (mem->base != ZYDIS_REGISTER_NONE) {
 		insn->base = (uint16_t)register_offset(mem->base);
+	}
 	if (mem->base == ZYDIS_REGISTER_RIP || mem->base == ZYDIS_REGISTER_EIP)
 		displacement += (int64_t)d->offset + d->instruction.length;
 	insn->scale = 0;
@@ -109,7 +121,7 @@ static enum address_kind address_kind(const struct decoder *d, const struct insn
 		return KIND_AT;
 	if (decoder_64(d)) {
 		if (address_size == 8)
-			return simple ? KIND_B64 : KIND_F64;
+			return insn->segment_base != ZERO ? KIND_AT : simple ? KIND_B64 : KIND_F64;
 		return simple ? KIND_B32 : KIND_F32;
 	}
 	if (!(d->mode & MODE_FLAT) || address_size != 4 || segment == SEG_FS || segment == SEG_GS ||
@@ -118,7 +130,9 @@ static enum address_kind address_kind(const struct decoder *d, const struct insn
 	return simple ? KIND_B32 : KIND_F32;
 }
 
-/* Emits a slot with an operand's address in it, which becomes address_general's or is still to get its handler. */
+static handler *const address_slots[KIND_COUNT] = {address_general, address_b64, address_f64, address_b32, address_f32};
+
+/* Emits a slot with an operand's address in it, with the address slot's handler. */
 static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
 				 enum address_kind *kind)
 {
@@ -130,7 +144,10 @@ static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *o
 		insn->segment_base = (uint16_t)offsetof(struct vcpu, state.segment[segment].base);
 	insn->stack_segment = segment == SEG_SS;
 	*kind = address_kind(d, insn, segment, address_size, write);
-	if (*kind == KIND_AT) {
+	insn->run = address_slots[*kind];
+	if (*kind == KIND_AT && insn->segment_base != ZERO && address_size == 8 && !(d->mode & MODE_ALIGN) && !insn->immediate) {
+		insn->run = address_s64;
+	} else if (*kind == KIND_AT) {
 		bool power = size && !(size & (size - 1)) && size <= 8;
 		insn->a = (uint8_t)(size < 255 ? size : 255);
 		insn->b = (uint8_t)((write ? GENERAL_WRITE : 0) | (power ? GENERAL_ALIGN : 0) |
@@ -142,14 +159,11 @@ static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *o
 	return insn;
 }
 
-static handler *const address_slots[KIND_COUNT] = {address_general, address_b64, address_f64, address_b32, address_f32};
-
 void emit_address(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write)
 {
 	enum address_kind kind;
-	struct insn *insn = emit_operand(d, operand, size, write, &kind);
 
-	insn->run = address_slots[kind];
+	emit_operand(d, operand, size, write, &kind);
 }
 
 struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write, handler_at *run)
@@ -169,7 +183,6 @@ struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, 
 		insn->run = table[kind].run;
 		return insn;
 	}
-	insn->run = address_slots[kind];
 	insn = emit(d, (any_handler){.run_at = table[KIND_AT].run_at});
 	insn->stack_segment = insn[-1].stack_segment;
 	return insn;

@@ -92,6 +92,9 @@ void emit_too_long(struct decoder *d);
 /* The slot that ends a block behind an instruction that is not terminal. */
 void emit_block_end(struct decoder *d);
 
+/* Slots that check a condition before an operand is looked at (system.c): CPL 0, else #GP; protected mode, else #UD. */
+handler check_cpl0, check_protected;
+
 bool move_decode(struct decoder *d);
 bool alu_decode(struct decoder *d);
 bool shift_decode(struct decoder *d);

@@ -6,6 +6,7 @@
 #include "x86/segments.h"
 #include "x86/system.h"
 
+#include <setjmp.h>
 #include <string.h>
 
 /* insn->b of these slots. */
@@ -75,10 +76,28 @@ static void run_form(struct vcpu *vcpu, const struct native_form *form, void *me
 		form->run(vcpu, memory);
 }
 
+/* The form on a buffer, under the lock that split locked operations share. A fault (CMPXCHG16B wants alignment) must give it back. */
+static void run_locked(struct vcpu *vcpu, const struct native_form *form, uint64_t linear, void *operand)
+{
+	jmp_buf *volatile outer = vcpu->fault_target;
+	jmp_buf here;
+
+	pthread_mutex_lock(&vcpu->memory->split_lock);
+	vcpu->fault_target = &here;
+	if (_setjmp(here)) {
+		pthread_mutex_unlock(&vcpu->memory->split_lock);
+		vcpu->fault_target = outer;
+		_longjmp(*outer, 1);
+	}
+	mmu_read_bytes(vcpu, linear, operand, form->memory_size);
+	form->run(vcpu, operand);
+	mmu_write_bytes(vcpu, linear, operand, form->memory_size);
+	vcpu->fault_target = outer;
+	pthread_mutex_unlock(&vcpu->memory->split_lock);
+}
+
 /*
- * The operand crosses a page, is not RAM, or is watched: through a buffer that keeps the address's low six bits. A
- * locked form excludes other locked forms of this kind; it cannot fault while it holds the lock, because the pages were
- * probed for writing.
+ * The operand crosses a page, is not RAM, or is watched: through a buffer that keeps the address's low six bits.
  */
 static COLD void native_bounce(PARAMETERS, uint64_t linear)
 {
@@ -86,28 +105,22 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
 	_Alignas(64) uint8_t buffer[64 + 512];
 	uint8_t *operand = buffer + (linear & 63);
 	unsigned size = form->memory_size;
-	bool locked = insn->b & NATIVE_LOCKED;
 
-	if (size > 512) {
-		SLOW_ENTER;
-		x86_raise(vcpu, VECTOR_UD);
-	}
 	SLOW_ENTER;
+	if (size > 512)
+		x86_raise(vcpu, VECTOR_UD);
 	slow_check(vcpu, insn, linear, size);
 	if (form->writes_memory)
 		mmu_probe_write(vcpu, linear, size);
-	if (locked)
-		pthread_mutex_lock(&vcpu->memory->split_lock);
-	if (form->reads_memory)
-		mmu_read_bytes(vcpu, linear, operand, size);
-	if (locked)
-		form->run(vcpu, operand);
-	else
+	if (insn->b & NATIVE_LOCKED) {
+		run_locked(vcpu, form, linear, operand);
+	} else {
+		if (form->reads_memory)
+			mmu_read_bytes(vcpu, linear, operand, size);
 		run_form(vcpu, form, operand);
-	if (form->writes_memory)
-		mmu_write_bytes(vcpu, linear, operand, size);
-	if (locked)
-		pthread_mutex_unlock(&vcpu->memory->split_lock);
+		if (form->writes_memory)
+			mmu_write_bytes(vcpu, linear, operand, size);
+	}
 	flags = flags_load(vcpu);
 	NEXT_SLOW;
 }
@@ -149,6 +162,7 @@ static COLD void native_bounce_fill(PARAMETERS, uint64_t linear)
 	const struct native_form *form = insn->pointer;
 
 	SLOW_ENTER;
+	native_check_operand(vcpu, form, linear);
 	slow_check(vcpu, insn, linear, form->memory_size);
 	if (mmu_host_pointer(vcpu, linear, form->memory_size, form->writes_memory ? MMU_WRITE : MMU_READ))
 		return form->writes_memory ? native_write(ARGUMENTS, linear) : native_read(ARGUMENTS, linear);
@@ -164,6 +178,7 @@ static void native_x87_memory(PARAMETERS, uint64_t linear)
 	CHECK_CLASS(form);
 	SLOW_ENTER;
 	if (!HIT(entry, linear, form->memory_size)) {
+		native_check_operand(vcpu, form, linear);
 		slow_check(vcpu, insn, linear, form->memory_size);
 		if (form->writes_memory) {
 			mmu_probe_write(vcpu, linear, form->memory_size);

@@ -185,9 +185,6 @@ static void selector_memory(PARAMETERS, uint64_t linear)
 {
 	uint64_t block_rip = exact_enter(vcpu, insn, flags);
 
-	require_protected(vcpu);
-	if (insn->index <= OP_LTR && cpu_cpl(&vcpu->state) != 0)
-		x86_raise(vcpu, VECTOR_GP);
 	selector_operation(vcpu, insn, (uint16_t)slow_read(vcpu, insn, linear, 2));
 	EXACT_LEAVE;
 }
@@ -215,7 +212,6 @@ static void arpl_memory(PARAMETERS, uint64_t linear)
 	bool adjusted;
 	uint64_t block_rip = exact_enter(vcpu, insn, flags);
 
-	require_protected(vcpu);
 	uint16_t result = arpl_result((uint16_t)slow_read_for_write(vcpu, insn, linear, 2), REG16(insn->a), &adjusted);
 	mmu_write(vcpu, linear, 2, result);
 	set_zf(vcpu, adjusted);
@@ -333,6 +329,9 @@ static bool selector_decode(struct decoder *d, unsigned operation)
 	struct insn *insn;
 
 	if (is_memory(from)) {
+		emit(d, check_protected);
+		if (operation <= OP_LTR)
+			emit(d, check_cpl0);
 		insn = emit_memory_at(d, from, 2, false, selector_memory);
 	} else {
 		insn = emit(d, selector_register);
@@ -352,6 +351,7 @@ static bool arpl_decode(struct decoder *d)
 	struct insn *insn;
 
 	if (is_memory(to)) {
+		emit(d, check_protected);
 		insn = emit_memory_at(d, to, 2, true, arpl_memory);
 	} else {
 		insn = emit(d, arpl_register);

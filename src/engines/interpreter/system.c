@@ -27,6 +27,34 @@ static void set_pair(struct vcpu *vcpu, uint64_t value)
 	vcpu->state.gpr[RDX] = value >> 32;
 }
 
+/*
+ * Slots in front of an address slot: what must hold before the operand is looked at (SDM 3A table 6-2 puts it so, and the silicon does).
+ */
+void check_cpl0(PARAMETERS)
+{
+	if (unlikely(cpu_cpl(&vcpu->state) != 0)) {
+		SLOW_ENTER;
+		x86_raise(vcpu, VECTOR_GP);
+	}
+	NEXT;
+}
+
+void check_protected(PARAMETERS)
+{
+	if (unlikely(cpu_real_or_vm86(&vcpu->state))) {
+		SLOW_ENTER;
+		x86_raise(vcpu, VECTOR_UD);
+	}
+	NEXT;
+}
+
+static void check_umip(PARAMETERS)
+{
+	SLOW_ENTER;
+	x86_check_umip(vcpu);
+	NEXT;
+}
+
 /* Control and debug registers: a is the general register, b the number. */
 
 static uint64_t natural(const struct vcpu *vcpu, uint64_t value)
@@ -575,6 +603,9 @@ static bool store_word_decode(struct decoder *d, unsigned which)
 	struct insn *insn;
 
 	if (is_memory(to)) {
+		if (which != STORE_SMSW)
+			emit(d, check_protected);
+		emit(d, check_umip);
 		emit_memory_at(d, to, 2, true, store_word_memory)->b = (uint8_t)which;
 		return true;
 	}
@@ -590,6 +621,7 @@ static bool lmsw_decode(struct decoder *d)
 	const ZydisDecodedOperand *from = &d->operand[0];
 
 	if (is_memory(from)) {
+		emit(d, check_cpl0);
 		emit_address(d, from, 2, false);
 		emit_terminal(d, lmsw_memory);
 	} else {
@@ -603,6 +635,7 @@ static bool table_decode(struct decoder *d, bool load, bool idt)
 	unsigned size = decoder_64(d) ? 10 : 6;
 	struct insn *insn;
 
+	emit(d, load ? check_cpl0 : check_umip);
 	emit_address(d, &d->operand[0], size, !load);
 	insn = load ? terminal(d, NULL) : emit(d, store_table);
 	if (load)
@@ -632,6 +665,7 @@ static bool invpcid_decode(struct decoder *d)
 
 	if (d->vcpu->model && !d->vcpu->model->invpcid)
 		return false;
+	emit(d, check_cpl0);
 	emit_address(d, &d->operand[1], 16, false);
 	insn = emit_terminal(d, invpcid);
 	insn->a = (uint8_t)register_offset(d->operand[0].reg.value);
