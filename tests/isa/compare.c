@@ -87,7 +87,7 @@ bool isa_same_operand_faults(const struct isa_case *test, const struct isa_decod
 	/* The silicon looks at all that XSAVE and XRSTOR may touch, not only at what XSTATE_BV names. */
 	return decoded->instruction.meta.category == ZYDIS_CATEGORY_XSAVE ||
 	               decoded->instruction.meta.category == ZYDIS_CATEGORY_XSAVEOPT
-	           ? native->trap == 14 && native->cr2 - test->operand >= 576
+	           ? native->trap == 14 && native->cr2 - test->operand < 4096
 	           : false;
 }
 
