@@ -201,7 +201,6 @@ static void x87_from_xsave(struct x87_state *x87, const uint8_t *x)
 static void capture(int signal, const ucontext_t *context, uint64_t fs, uint64_t gs, uint64_t selectors)
 {
 	const greg_t *g = context->uc_mcontext.gregs;
-	const struct isa_case *test = &child.shared->test[child.shared->current];
 	struct isa_outcome *outcome = &child.shared->outcome[child.shared->current];
 
 	outcome->status = signal == SIGSYS ? STATUS_SYSTEM_CALL : STATUS_EXCEPTION;
@@ -232,7 +231,6 @@ static void capture(int signal, const ucontext_t *context, uint64_t fs, uint64_t
 		memcpy(outcome->page[page], now, 4096);
 		memcpy(now, isa_background(page), 4096);
 	}
-	(void)test;
 }
 
 static void load(ucontext_t *context, const struct isa_case *test)
@@ -559,7 +557,8 @@ static int replace_child(struct native_runner *runner, bool hang)
 		snprintf(outcome->text, sizeof(outcome->text), "child %s, wait status %#x", hang ? "hung" : "died",
 		         status);
 	}
-	shared->first = shared->current = current + 1;
+	shared->first = current + 1;
+	shared->current = current + 1;
 	int error = start_child(runner);
 	return error ? error : poke(runner);
 }
