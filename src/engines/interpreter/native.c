@@ -284,5 +284,7 @@ void native_check_operand(struct vcpu *vcpu, const struct native_form *form, uin
 		native_x87_check_pending(vcpu);
 	if (linear & (form->alignment - 1u))
 		x86_raise(vcpu, VECTOR_GP);
-	native_check_alignment(vcpu, linear, form->natural_alignment);
+	/* #AC comes after the segment's checks, of which this much can be seen here. */
+	if (!cpu_64bit_code(&vcpu->state) || (cpu_canonical(linear) && cpu_canonical(linear + form->memory_size - 1)))
+		native_check_alignment(vcpu, linear, form->natural_alignment);
 }

@@ -178,6 +178,10 @@ static bool plan_class(const ZydisDecodedInstruction *i, const ZydisDecodedOpera
 	case ZYDIS_INSTRUCTION_ENCODING_VEX:
 		if (i->machine_mode == ZYDIS_MACHINE_MODE_REAL_16)
 			return false;
+		/* VPINSRQ and VPEXTRQ do not become their narrow form outside 64-bit code. */
+		if (i->raw.vex.W && i->machine_mode != ZYDIS_MACHINE_MODE_LONG_64 &&
+		    (i->mnemonic == ZYDIS_MNEMONIC_VPINSRD || i->mnemonic == ZYDIS_MNEMONIC_VPEXTRD))
+			return false;
 		if (mask || i->meta.isa_ext == ZYDIS_ISA_EXT_AVX512VEX)
 			*needed = NATIVE_AVX512;
 		else
@@ -206,8 +210,10 @@ static bool plan_operands(const ZydisDecodedInstruction *i, const ZydisDecodedOp
 			    !o->size || o->size % 8)
 				return false;
 			plan->form.memory_size = o->size / 8;
-			plan->form.reads_memory = o->actions & ZYDIS_OPERAND_ACTION_MASK_READ;
 			plan->form.writes_memory = o->actions & ZYDIS_OPERAND_ACTION_MASK_WRITE;
+			/* A masked store leaves some bytes: a bounce buffer has to hold the old ones. */
+			plan->form.reads_memory =
+			    o->actions & (ZYDIS_OPERAND_ACTION_MASK_READ | ZYDIS_OPERAND_ACTION_CONDWRITE);
 		}
 		if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
 			continue;
@@ -743,7 +749,10 @@ static bool same_operand(const struct native_plan *plan, const ZydisDecodedOpera
 			return ZydisRegisterGetClass(host->reg.value) == class;
 		if (!is_gpr(guest))
 			return guest->reg.value == host->reg.value;
-		return ZydisRegisterGetClass(host->reg.value) == class &&
+		/* Outside 64-bit code the decoder gives VPCMPESTRI with VEX.W RAX and RDX, which is wrong. */
+		bool narrowed = class == ZYDIS_REGCLASS_GPR64 &&
+		                ZydisRegisterGetClass(host->reg.value) == ZYDIS_REGCLASS_GPR32 && !guest->size;
+		return (narrowed || ZydisRegisterGetClass(host->reg.value) == class) &&
 		       gpr_number(host->reg.value) == plan_host_register(plan, gpr_number(guest->reg.value)) &&
 		       is_high_byte(guest->reg.value) == is_high_byte(host->reg.value);
 	}

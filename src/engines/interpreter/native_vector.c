@@ -261,8 +261,8 @@ static void transfer_bytes(struct vcpu *vcpu, const struct native_operation *ope
                            uint8_t *operand, struct range r)
 {
 	unsigned length = r.end - r.start;
-	uint64_t linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
-	                                 length, transfer != TRANSFER_READ);
+	uint64_t linear =
+	    segment_linear(vcpu, operation->segment, operation->offset + r.start, length, transfer != TRANSFER_READ);
 	if (transfer == TRANSFER_READ)
 		mmu_read_bytes(vcpu, linear, operand + r.start, length);
 	else if (transfer == TRANSFER_PROBE)
@@ -276,7 +276,10 @@ static void transfer_elements(struct vcpu *vcpu, const struct native_operation *
                               uint64_t active, uint8_t *operand, struct range whole)
 {
 	const struct native_elements *e = &native_entry_of(operation)->elements;
-	if (e->shape != ELEMENTS_EACH) {
+	if (e->shape == ELEMENTS_PACKED) {
+		unsigned count = whole.end / e->element_size;
+		active = count == 64 ? ~0ull : (1ull << count) - 1;
+	} else if (e->shape == ELEMENTS_ANY) {
 		transfer_bytes(vcpu, operation, transfer, operand, whole);
 		return;
 	}
@@ -307,11 +310,10 @@ void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
 		entry->inner(vcpu, buffer + 64 + (linear & 63));
 		return;
 	}
-	uint64_t linear = segment_linear_unchecked(vcpu, operation->segment, truncate(operation, operation->offset));
+	uint64_t linear = segment_linear_unchecked(vcpu, operation->segment, operation->offset);
 	native_check_operand(vcpu, &entry->form, linear);
 	if (((linear + r.start) & (MEMORY_PAGE_SIZE - 1)) + (r.end - r.start) <= MEMORY_PAGE_SIZE) {
-		linear = segment_linear(vcpu, operation->segment, truncate(operation, operation->offset + r.start),
-		                        r.end - r.start, write);
+		linear = segment_linear(vcpu, operation->segment, operation->offset + r.start, r.end - r.start, write);
 		uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
 		if (host) {
 			native_run_entry(vcpu, entry, host - r.start);
