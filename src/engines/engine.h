@@ -43,7 +43,7 @@ struct engine {
 	void (*kick)(struct vcpu *vcpu);
 };
 
-extern const struct engine engine_interpreter;
+extern const struct engine engine_interpreter, engine_translator;
 
 /* The engine of that name, or for "auto" the fastest usable one. NULL: unknown or unusable, `why` (256 bytes) says it.
  */

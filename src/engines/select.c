@@ -10,6 +10,7 @@
 
 const struct engine *const engines[] = {
 	&engine_interpreter,
+	&engine_translator,
 	NULL,
 };
 

@@ -35,11 +35,10 @@ static int failed(const char *what, int error)
 
 static int create_vcpu(struct machine *machine, unsigned index)
 {
-	struct vcpu *vcpu = aligned_alloc(64, (sizeof(*vcpu) + 63) & ~(size_t)63);
+	struct vcpu *vcpu = vcpu_allocate();
 
 	if (!vcpu)
-		return -ENOMEM;
-	memset(vcpu, 0, sizeof(*vcpu));
+		return -errno;
 	machine->vcpu[index] = vcpu;
 	vcpu->index = index;
 	vcpu->machine = machine;
@@ -216,7 +215,7 @@ void machine_destroy(struct machine *machine)
 	if (machine->lapics)
 		lapic_group_destroy(machine->lapics);
 	for (unsigned i = 0; machine->vcpu && i < machine->options.cpus; i++)
-		free(machine->vcpu[i]);
+		vcpu_free(machine->vcpu[i]);
 	free(machine->vcpu);
 	if (machine->memory.fd >= 0)
 		memory_destroy(&machine->memory);

@@ -276,6 +276,10 @@ void pc_reset(struct pc *pc)
 
 void pc_state(struct pc *pc, struct state *state)
 {
+	/* First: a chip that pulls a shared line while it loads must find the other sources as they were. */
+	state_begin(state, "pc", 0, 1);
+	state_u8_array(state, "irq_sources", pc->irq_sources, sizeof(pc->irq_sources));
+	state_end(state);
 	pic_8259_state(&pc->pic, state);
 	ioapic_state(&pc->ioapic, state);
 	pit_8254_state(&pc->pit, state);
@@ -289,7 +293,4 @@ void pc_state(struct pc *pc, struct state *state)
 	acpi_pm_state(&pc->acpi_pm, state);
 	fw_cfg_state(&pc->fw_cfg, state);
 	pci_root_state(&pc->pci, state);
-	state_begin(state, "pc", 0, 1);
-	state_u8_array(state, "irq_sources", pc->irq_sources, sizeof(pc->irq_sources));
-	state_end(state);
 }

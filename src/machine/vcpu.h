@@ -129,6 +129,12 @@ struct vcpu {
 	void *thread;
 };
 
+/*
+ * Zeroed memory for a vCPU, below 2 GiB where generated code can address it absolutely. NULL: errno. vcpu_free() gives it back.
+ */
+struct vcpu *vcpu_allocate(void);
+void vcpu_free(struct vcpu *vcpu);
+
 /* Asks for attention and wakes the vCPU if it sleeps. Any thread; async-signal-safe apart from the wake. */
 void vcpu_kick(struct vcpu *vcpu, uint32_t attention);
 

@@ -4,6 +4,8 @@
  */
 #include "machine/vcpu.h"
 
+#include <sys/mman.h>
+
 #include "devices/bus.h"
 #include "devices/lapic.h"
 #include "machine/machine.h"
@@ -85,4 +87,17 @@ void vcpu_mmio_write(struct vcpu *vcpu, uint64_t physical, unsigned size, uint64
 	devices_lock(vcpu);
 	bus_mmio_write(vcpu->bus, physical, size, value);
 	devices_unlock(vcpu);
+}
+
+struct vcpu *vcpu_allocate(void)
+{
+	void *memory = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+void vcpu_free(struct vcpu *vcpu)
+{
+	if (vcpu)
+		munmap(vcpu, sizeof(*vcpu));
 }

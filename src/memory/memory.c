@@ -162,7 +162,7 @@ int memory_fill(struct memory *memory, uint64_t physical, uint8_t value, uint64_
 }
 
 /* Every other thread of the process has drained its store buffer when this returns. */
-static void barrier_all_threads(struct memory *memory)
+void memory_barrier_all(struct memory *memory)
 {
 	if (!memory->barrier_page) {
 		syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0);
@@ -181,7 +181,7 @@ static void set_code_flag(struct memory *memory, _Atomic uint8_t *flags)
 	pthread_mutex_lock(&memory->watch_lock);
 	if (!(atomic_load(flags) & PAGE_CODE_SETTLED)) {
 		atomic_fetch_or(flags, PAGE_CODE);
-		barrier_all_threads(memory);
+		memory_barrier_all(memory);
 		uint8_t seen = atomic_load(flags);
 		while ((seen & PAGE_CODE) && !atomic_compare_exchange_weak(flags, &seen, seen | PAGE_CODE_SETTLED))
 			;
@@ -233,7 +233,7 @@ int memory_dirty_start(struct memory *memory)
 	for (uint64_t page = 0; page < memory->page_count; page++)
 		if (page_is_ram(memory, page))
 			atomic_fetch_or(&memory->page_flags[page], PAGE_CLEAN);
-	barrier_all_threads(memory);
+	memory_barrier_all(memory);
 	return 0;
 }
 
@@ -249,7 +249,7 @@ void memory_dirty_collect(struct memory *memory, uint64_t *bitmap)
 		}
 	}
 	/* What was stored without seeing the flag is in memory now, where the caller reads it. */
-	barrier_all_threads(memory);
+	memory_barrier_all(memory);
 }
 
 void memory_dirty_stop(struct memory *memory)

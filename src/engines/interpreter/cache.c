@@ -4,7 +4,9 @@
  * The arena fills from below with blocks and from above with what block_allocate() gives out. A dead block (its page was written) stays where it is
  * until the arena is emptied, but its bytes are compared first: often the page was written elsewhere.
  */
+#include <sched.h>
 #include "engines/interpreter/cache.h"
+#include "engines/translator/translator.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -94,6 +96,9 @@ void block_cache_flush(struct vcpu *vcpu)
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(interpreter->jump_cache, 0, sizeof(interpreter->jump_cache));
 	interpreter->pending = NULL;
+	interpreter->cache_full = false;
+	if (interpreter->translator)
+		translator_flush(interpreter->translator);
 	init_decoders(vcpu, cache);
 	/* The model or the forms' number may have asked for this: start afresh. */
 	if (interpreter->native && native_usage(interpreter->native) >= USAGE_FULL / 2)
@@ -142,6 +147,28 @@ static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigne
 
 	for (unsigned i = 0; i < length; i++)
 		buffer[i] = host ? ((const volatile uint8_t *)host)[i] : (uint8_t)vcpu_mmio_read(vcpu, physical + i, 1);
+}
+
+/*
+ * Watches a page that code is about to be decoded from. Translated code stores without looking at the page's flags: the first watch takes
+ * the write entries away from all vCPUs before the bytes are read, and whoever comes second waits for that.
+ */
+static uint32_t watch_code(struct vcpu *vcpu, uint64_t physical)
+{
+	struct translator *translator = interpreter_of(vcpu)->translator;
+	struct memory *memory = vcpu->memory;
+
+	if (!translator)
+		return memory_watch_code(memory, physical);
+	atomic_fetch_add(&memory->watch_handshakes, 1);
+	bool watched = atomic_load(&memory->page_flags[physical >> MEMORY_PAGE_SHIFT]) & PAGE_CODE;
+	uint32_t generation = memory_watch_code(memory, physical);
+	if (!watched)
+		translator_page_watched(translator);
+	atomic_fetch_sub(&memory->watch_handshakes, 1);
+	while (watched && atomic_load(&memory->watch_handshakes))
+		sched_yield();
+	return generation;
 }
 
 struct fetched {
@@ -193,7 +220,7 @@ static void decode_crossing(struct vcpu *vcpu, struct decoder *d, struct fetched
 	block->crosses = true;
 	block->second_page = physical;
 	if (memory_is_ram(vcpu->memory, physical))
-		block->second_generation = memory_watch_code(vcpu->memory, physical);
+		block->second_generation = watch_code(vcpu, physical);
 	fetch(vcpu, physical, fetched->bytes + fetched->available, more);
 	ZyanStatus status = decode_at(d, fetched->bytes, ZYDIS_MAX_INSTRUCTION_LENGTH);
 	emit_decoded(d, status, ZYDIS_MAX_INSTRUCTION_LENGTH);
@@ -239,7 +266,7 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	block->mode = interpreter->mode;
 	block->physical = physical;
 	block->generation_now = ram ? &vcpu->memory->code_generation[physical >> MEMORY_PAGE_SHIFT] : &cache->no_generation;
-	block->generation = ram ? memory_watch_code(vcpu->memory, physical) : 0;
+	block->generation = ram ? watch_code(vcpu, physical) : 0;
 	fetched.available = MEMORY_PAGE_SIZE - (unsigned)(physical & (MEMORY_PAGE_SIZE - 1));
 	if (fetched.available > BYTES_MAX)
 		fetched.available = BYTES_MAX;
@@ -254,6 +281,8 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 		.block = block,
 		.next = block->insn,
 	};
+	if (interpreter->translator && interpreter->mode == MODE_64 && ram)
+		emit(&d, translator_heat);
 	/* Neither code that is not RAM (its bytes may change unseen) nor a block that a segment's limit may cut is kept. */
 	bool keep = ram;
 	decode_instructions(vcpu, &d, &fetched);
@@ -277,7 +306,7 @@ static bool revive(struct vcpu *vcpu, struct block *block)
 
 	if (block->crosses)
 		return false;
-	uint32_t generation = memory_watch_code(vcpu->memory, block->physical);
+	uint32_t generation = watch_code(vcpu, block->physical);
 	fetch(vcpu, block->physical, bytes, block->length);
 	if (memcmp(bytes, block->bytes, block->length) != 0)
 		return false;

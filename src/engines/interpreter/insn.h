@@ -28,6 +28,7 @@
 
 struct insn;
 struct block;
+struct translator;
 
 /* What every handler gets, and passes on. `tlb` is the current view's array of read entries; the write entries follow it. */
 #define PARAMETERS struct vcpu *vcpu, const struct insn *insn, uint32_t flags, struct mmu_tlb_entry *tlb
@@ -115,6 +116,8 @@ struct interpreter {
 	const struct cpu_model *model; /* that decoded code was made for */
 	/* Block cache (cache.c). */
 	struct block_cache *cache;
+	struct translator *translator; /* the tier above (engines/translator), or NULL */
+	bool cache_full;               /* the run loop shall empty the block cache, and with it the translator's */
 	/* What the links were made for, outside flat and 64-bit code. */
 	uint64_t linked_base;
 	uint32_t linked_limit;

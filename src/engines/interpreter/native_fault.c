@@ -17,6 +17,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "engines/translator/translator.h"
 #include "x86/exceptions.h"
 
 static const int signals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
@@ -88,6 +89,14 @@ static bool rescue_own_code(struct vcpu *vcpu, ucontext_t *context)
 static bool redirect(struct native *native, ucontext_t *context)
 {
 	greg_t *registers = context->uc_mcontext.gregs;
+	struct translator *translator =
+	    native && native->vcpu->engine_data ? interpreter_of(native->vcpu)->translator : NULL;
+	if (translator) {
+		int translated = guest_vector(native->vcpu, (unsigned)registers[REG_TRAPNO]);
+
+		if (translated >= 0 && translator_host_fault(translator, context, (unsigned)translated))
+			return true;
+	}
 	if (!native || !code_arena_contains(&native->arena, (uint64_t)registers[REG_RIP]))
 		return false;
 	struct vcpu *vcpu = native->vcpu;

@@ -5,12 +5,14 @@
  * Between blocks the arithmetic flags are in their split form (flags.h), which is also written back into rflags before anybody looks.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "debug/disassemble.h"
 #include "debug/trace.h"
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
+#include "engines/translator/translator.h"
 #include "host/log.h"
 #include "x86/system.h"
 
@@ -342,6 +344,8 @@ static bool turn(struct vcpu *vcpu)
 			return leave_debug(vcpu, DEBUG_WATCHPOINT, vcpu->debug.hit_address);
 		}
 	}
+	if (unlikely(interpreter->cache_full))
+		block_cache_flush(vcpu);
 	if (interpreter->refresh) {
 		if (unlikely(s->activity != ACTIVITY_RUNNING))
 			return leave(vcpu, s->activity == ACTIVITY_SHUTDOWN ? EXIT_SHUTDOWN : EXIT_HALT);
@@ -425,6 +429,8 @@ static void interpreter_vcpu_destroy(struct vcpu *vcpu)
 
 	if (!interpreter)
 		return;
+	translator_destroy(interpreter->translator);
+	interpreter->translator = NULL;
 	block_cache_destroy(interpreter);
 	if (interpreter->native)
 		native_destroy(interpreter->native);
@@ -469,6 +475,40 @@ static void interpreter_flush_code(struct vcpu *vcpu)
 	vcpu->mmu.epoch++;
 	block_cache_flush(vcpu);
 }
+
+static bool translator_usable(char *why)
+{
+	if (__builtin_cpu_supports("bmi2"))
+		return true;
+	snprintf(why, 256, "the translator needs a host CPU with BMI2");
+	return false;
+}
+
+static int translator_vcpu_create(struct vcpu *vcpu)
+{
+	int error = interpreter_vcpu_create(vcpu);
+
+	if (error)
+		return error;
+	interpreter_of(vcpu)->translator = translator_create(vcpu);
+	if (!interpreter_of(vcpu)->translator) {
+		error = errno ? -errno : -ENOMEM;
+		interpreter_vcpu_destroy(vcpu);
+	}
+	return error;
+}
+
+/* The same run loop and decoded blocks, with hot blocks translated (engines/translator). */
+const struct engine engine_translator = {
+	.name = "translator",
+	.description = "translates hot code, interprets the rest",
+	.usable = translator_usable,
+	.vcpu_create = translator_vcpu_create,
+	.vcpu_destroy = interpreter_vcpu_destroy,
+	.run = interpreter_run,
+	.state_changed = interpreter_state_changed,
+	.flush_code = interpreter_flush_code,
+};
 
 const struct engine engine_interpreter = {
 	.name = "interpreter",

@@ -1,0 +1,245 @@
+/* Re-encoding guest instructions for other registers (SDM 2A chapter 2). See rewrite.h. */
+#include "engines/translator/rewrite.h"
+
+struct fields {
+	unsigned reg, rm, vvvv, opcode; /* with extension bits */
+	bool reg_gpr, rm_gpr, vvvv_gpr, opcode_gpr, high;
+	bool memory;
+};
+
+static int register_number(ZydisRegister reg, bool *high)
+{
+	*high = false;
+	if (reg >= ZYDIS_REGISTER_AL && reg <= ZYDIS_REGISTER_BL)
+		return (int)(reg - ZYDIS_REGISTER_AL);
+	if (reg >= ZYDIS_REGISTER_AH && reg <= ZYDIS_REGISTER_BH) {
+		*high = true;
+		return (int)(reg - ZYDIS_REGISTER_AH);
+	}
+	if (reg >= ZYDIS_REGISTER_SPL && reg <= ZYDIS_REGISTER_R15B)
+		return (int)(reg - ZYDIS_REGISTER_SPL) + 4;
+	return ZydisRegisterGetId(reg);
+}
+
+int operand_gpr(const ZydisDecodedOperand *operand, bool *high)
+{
+	*high = false;
+	if (operand->type != ZYDIS_OPERAND_TYPE_REGISTER)
+		return -1;
+	ZydisRegisterClass class = ZydisRegisterGetClass(operand->reg.value);
+	if (class < ZYDIS_REGCLASS_GPR8 || class > ZYDIS_REGCLASS_GPR64)
+		return -1;
+	return register_number(operand->reg.value, high);
+}
+
+static void find_fields(struct fields *f, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands)
+{
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		const ZydisDecodedOperand *o = &operands[n];
+		bool high;
+		bool gpr = operand_gpr(o, &high) >= 0;
+
+		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->encoding != ZYDIS_OPERAND_ENCODING_NONE)
+			f->memory = true;
+		if (!gpr)
+			continue;
+		f->high |= high && o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
+		switch (o->encoding) {
+		case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+			f->reg_gpr = true;
+			break;
+		case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+			f->rm_gpr = true;
+			break;
+		case ZYDIS_OPERAND_ENCODING_NDSNDD:
+			f->vvvv_gpr = true;
+			break;
+		case ZYDIS_OPERAND_ENCODING_OPCODE:
+			f->opcode_gpr = true;
+			break;
+		default:
+			break;
+		}
+	}
+}
+
+static bool is_dropped_prefix(uint8_t byte)
+{
+	switch (byte) {
+	case 0x26:
+	case 0x2e:
+	case 0x36:
+	case 0x3e:
+	case 0x64:
+	case 0x65:
+	case 0x67:
+		return true;
+	default:
+		return false;
+	}
+}
+
+static bool is_kept_prefix(uint8_t byte)
+{
+	return byte == 0x66 || byte == 0xf0 || byte == 0xf2 || byte == 0xf3;
+}
+
+/* ModRM of the new instruction, and what follows it. */
+static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, const struct fields *f, unsigned base)
+{
+	unsigned tail = i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
+
+	if (f->memory)
+		emit_byte(e, (f->reg & 7) << 3 | (base & 7));
+	else
+		emit_byte(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
+	emit_bytes(e, bytes + tail, i->length - tail);
+}
+
+static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
+			   unsigned base)
+{
+	unsigned at = 0, rex = 0;
+	uint8_t prefixes[15];
+	unsigned prefix_count = 0;
+	bool modrm = i->attributes & ZYDIS_ATTRIB_HAS_MODRM;
+
+	while (is_dropped_prefix(bytes[at]) || is_kept_prefix(bytes[at])) {
+		if (is_kept_prefix(bytes[at]))
+			prefixes[prefix_count++] = bytes[at];
+		at++;
+	}
+	if ((bytes[at] & 0xf0) == 0x40)
+		rex = bytes[at++];
+	if (f->memory && !modrm)
+		return false;
+	unsigned opcode_end = modrm ? i->raw.modrm.offset : i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
+	unsigned opcode_register = (bytes[opcode_end - 1] & 7) | (rex & 1) << 3;
+
+	if (modrm) {
+		f->reg = i->raw.modrm.reg | (rex & 4) << 1;
+		f->rm = i->raw.modrm.rm | (rex & 1) << 3;
+	}
+	if (f->high) {
+		/* Numbers 4-7 are AH-BH: they stay, and so must everything else (no REX). */
+		if (f->memory || rex)
+			return false;
+		if ((f->reg_gpr && f->reg < 4 && map[f->reg] != f->reg) || (f->rm_gpr && f->rm < 4 && map[f->rm] != f->rm))
+			return false;
+		emit_bytes(e, prefixes, prefix_count);
+		emit_bytes(e, bytes + at, i->length - at);
+		return true;
+	}
+	if (modrm && f->reg_gpr)
+		f->reg = map[f->reg];
+	if (modrm && !f->memory && f->rm_gpr)
+		f->rm = map[f->rm];
+	if (!modrm && f->opcode_gpr)
+		f->opcode = map[opcode_register];
+
+	unsigned b = modrm ? (f->memory ? base >> 3 : f->rm >> 3) : f->opcode_gpr ? f->opcode >> 3 : rex & 1;
+	unsigned r = modrm ? f->reg >> 3 & 1 : 0;
+	unsigned new_rex = 0x40 | (rex & 8) | r << 2 | (b & 1);
+	emit_bytes(e, prefixes, prefix_count);
+	if (rex || new_rex != 0x40)
+		emit_byte(e, new_rex);
+	if (modrm) {
+		emit_bytes(e, bytes + at, opcode_end - at);
+		emit_rest(e, i, bytes, f, base);
+	} else {
+		emit_bytes(e, bytes + at, opcode_end - at - 1);
+		emit_byte(e, f->opcode_gpr ? (bytes[opcode_end - 1] & 0xf8u) | (f->opcode & 7) : bytes[opcode_end - 1]);
+		emit_bytes(e, bytes + opcode_end, i->length - opcode_end);
+	}
+	return true;
+}
+
+static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
+			unsigned base)
+{
+	unsigned at = 0, map_select = 1, last, r, b = 0;
+
+	while (is_dropped_prefix(bytes[at]))
+		at++;
+	r = !(bytes[at + 1] & 0x80);
+	if (bytes[at] == 0xc5) {
+		last = bytes[at + 1] & 0x7f;
+	} else if (bytes[at] == 0xc4) {
+		b = !(bytes[at + 1] & 0x20);
+		map_select = bytes[at + 1] & 0x1f;
+		last = bytes[at + 2];
+	} else {
+		return false;
+	}
+	f->vvvv = ~last >> 3 & 15;
+	f->reg = i->raw.modrm.reg | r << 3;
+	f->rm = i->raw.modrm.rm | b << 3;
+	if (!(i->attributes & ZYDIS_ATTRIB_HAS_MODRM)) { /* VZEROUPPER, VZEROALL */
+		emit_bytes(e, bytes + at, i->length - at);
+		return true;
+	}
+	if (f->reg_gpr)
+		f->reg = map[f->reg];
+	if (f->vvvv_gpr)
+		f->vvvv = map[f->vvvv];
+	if (!f->memory && f->rm_gpr)
+		f->rm = map[f->rm];
+	emit_byte(e, 0xc4);
+	emit_byte(e, (f->reg & 8 ? 0 : 0x80) | 0x40 | ((f->memory ? base : f->rm) & 8 ? 0 : 0x20) | map_select);
+	emit_byte(e, (last & 0x87) | (~f->vvvv & 15) << 3);
+	emit_byte(e, bytes[i->raw.modrm.offset - 1]);
+	emit_rest(e, i, bytes, f, base);
+	return true;
+}
+
+static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
+			 unsigned base)
+{
+	unsigned at = 0;
+
+	while (is_dropped_prefix(bytes[at]))
+		at++;
+	unsigned p0 = bytes[at + 1], p1 = bytes[at + 2];
+	f->reg = i->raw.modrm.reg | (p0 & 0x80 ? 0 : 8);
+	f->rm = i->raw.modrm.rm | (p0 & 0x20 ? 0 : 8);
+	f->vvvv = ~p1 >> 3 & 15;
+	if (f->reg_gpr) {
+		f->reg = map[f->reg];
+		p0 = (p0 & ~0x80u) | (f->reg & 8 ? 0 : 0x80);
+	}
+	if (f->vvvv_gpr) {
+		f->vvvv = map[f->vvvv];
+		p1 = (p1 & ~0x78u) | (~f->vvvv & 15) << 3;
+	}
+	if (f->memory) {
+		p0 = (p0 & ~0x20u) | 0x40 | (base & 8 ? 0 : 0x20);
+	} else if (f->rm_gpr) {
+		f->rm = map[f->rm];
+		p0 = (p0 & ~0x20u) | (f->rm & 8 ? 0 : 0x20);
+	}
+	emit_byte(e, 0x62);
+	emit_byte(e, p0);
+	emit_byte(e, p1);
+	emit_byte(e, bytes[at + 3]);
+	emit_byte(e, bytes[i->raw.modrm.offset - 1]);
+	emit_rest(e, i, bytes, f, base);
+	return true;
+}
+
+bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, const uint8_t *bytes,
+			 const uint8_t map[16], unsigned base)
+{
+	struct fields f = {0};
+
+	find_fields(&f, i, operands);
+	switch (i->encoding) {
+	case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
+		return rewrite_legacy(e, i, bytes, &f, map, base);
+	case ZYDIS_INSTRUCTION_ENCODING_VEX:
+		return rewrite_vex(e, i, bytes, &f, map, base);
+	case ZYDIS_INSTRUCTION_ENCODING_EVEX:
+		return rewrite_evex(e, i, bytes, &f, map, base);
+	default:
+		return false;
+	}
+}

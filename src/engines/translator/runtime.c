@@ -1,0 +1,400 @@
+/*
+ * The translator at run time: entering and leaving translated code, linking, the slow path of accesses, host faults.
+ */
+#include "engines/translator/runtime.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engines/interpreter/access.h"
+#include "engines/interpreter/cache.h"
+#include "machine/machine.h"
+#include "memory/memory.h"
+
+#define ARENA_SIZE  (64u << 20)
+#define ARENA_SPARE (1u << 20)
+#define NO_RIP      1ull /* no block is entered for it: its index is another's */
+
+static struct translator *translator_of(struct vcpu *vcpu)
+{
+	return interpreter_of(vcpu)->translator;
+}
+
+/* ---- the caches that translated code looks into ---- */
+
+static void empty_tlb(struct translator *t, bool writes_only)
+{
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = writes_only; write < 2; write++)
+			for (unsigned n = 0; n < XTLB_ENTRIES; n++)
+				t->tlb[view][write][n].tag = ((uint64_t)n ^ 1) << 12;
+}
+
+static void empty_targets(struct translator *t)
+{
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned n = 0; n < XJUMP_SIZE; n++)
+			t->jump_rip[view][n] = ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
+	memset(t->page_key, 0xff, sizeof(t->page_key));
+}
+
+void translator_flush(struct translator *t)
+{
+	t->arena.used = (size_t)(t->arena_start - t->arena.write);
+	t->link_count = t->site_count = 0;
+	t->flushes++;
+	while (t->blocks) {
+		struct xblock *next = t->blocks->next;
+
+		free(t->blocks);
+		t->blocks = next;
+	}
+	empty_targets(t);
+}
+
+void translator_page_watched(struct translator *t)
+{
+	struct vcpu *vcpu = t->vcpu;
+	unsigned cpus = vcpu->machine ? vcpu->machine->options.cpus : 0;
+
+	empty_tlb(t, true);
+	for (unsigned i = 0; i < cpus; i++) {
+		struct vcpu *other = vcpu->machine->vcpu[i];
+		struct translator *theirs = other && other != vcpu && other->engine_data ? translator_of(other) : NULL;
+
+		if (!theirs)
+			continue;
+		uint32_t request = atomic_fetch_add(&theirs->watch_request, 1) + 1;
+		memory_barrier_all(vcpu->memory);
+		if (atomic_load(&theirs->in_code))
+			vcpu_kick(other, ATTENTION_STEP);
+		while (atomic_load(&theirs->in_code) && (int32_t)(atomic_load(&theirs->watch_seen) - request) < 0)
+			sched_yield();
+	}
+}
+
+/* After anything that may have changed translations. */
+static void catch_up(struct translator *t)
+{
+	if (t->epoch == t->vcpu->mmu.epoch)
+		return;
+	t->epoch = t->vcpu->mmu.epoch;
+	empty_tlb(t, false);
+	empty_targets(t);
+}
+
+/* ---- entering ---- */
+
+typedef void enter_code(struct vcpu *vcpu, const uint8_t *host, uint32_t flags);
+
+static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
+{
+	return xblock->rip == vcpu->state.rip && xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links;
+}
+
+static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	/* in_code first, then the request: translator_page_watched() of another vCPU does it the other way round, with a barrier for all. */
+	atomic_store_explicit(&t->in_code, 1, memory_order_relaxed);
+	atomic_signal_fence(memory_order_seq_cst);
+	uint32_t request = atomic_load_explicit(&t->watch_request, memory_order_acquire);
+	if (unlikely(request != atomic_load_explicit(&t->watch_seen, memory_order_relaxed))) {
+		empty_tlb(t, true);
+		atomic_store(&t->watch_seen, request);
+	}
+	catch_up(t);
+	t->vector_wanted = xblock->vector && !(vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512));
+	if (xblock->vector && !t->vector_wanted) {
+		const struct insn *insn = &xblock->block->insn[1];
+
+		atomic_store_explicit(&t->in_code, 0, memory_order_release);
+		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	}
+	t->counters.enters++;
+	vcpu->executing = NULL;
+	return ((enter_code *)t->enter)(vcpu, xblock->entry_b, flags);
+}
+
+static void translated(PARAMETERS)
+{
+	const struct xblock *xblock = insn->pointer;
+
+	if (unlikely(!enterable(vcpu, xblock)))
+		NEXT;
+	return enter(translator_of(vcpu), xblock, flags);
+}
+
+/* A block that stays the interpreter's. */
+static void untranslated(PARAMETERS)
+{
+	NEXT;
+}
+
+void translator_heat(PARAMETERS)
+{
+	struct insn *slot = (struct insn *)insn;
+	struct translator *t = translator_of(vcpu);
+	bool full;
+
+	if (++slot->immediate < XHEAT)
+		NEXT;
+	if (vcpu->mmu.watching)
+		NEXT;
+	struct block *block = (struct block *)((uint8_t *)slot - offsetof(struct block, insn));
+	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
+	vcpu->executing = NULL;
+	struct xblock *xblock = block->mode == MODE_64 && !block->crosses ? translate_block(t, block, &full) : NULL;
+	if (!xblock) {
+		slot->run = untranslated;
+		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 || t->site_count > XSITES_MAX - 4096)
+			interpreter_of(vcpu)->cache_full = true; /* emptied between blocks */
+		NEXT;
+	}
+	code_arena_publish();
+	xblock->next = t->blocks;
+	t->blocks = xblock;
+	slot->pointer = xblock;
+	slot->run = translated;
+	return translated(ARGUMENTS);
+}
+
+/* ---- leaving ---- */
+
+void translator_to_slot(PARAMETERS)
+{
+	translator_of(vcpu)->counters.leaves++;
+	return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+}
+
+/* The block at state.rip; NULL: the run loop has to look. */
+static struct block *find_block(struct vcpu *vcpu)
+{
+	struct link *cached = jump_cache_link(vcpu, vcpu->state.rip);
+	struct interpreter *interpreter = interpreter_of(vcpu);
+
+	if (atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || vcpu->mmu.stop || interpreter->refresh ||
+	    interpreter->no_links || interpreter->cache_full)
+		return NULL;
+	if (cached->rip == vcpu->state.rip && cached->context == vcpu->code_context &&
+	    *cached->block->generation_now == cached->block->generation)
+		return cached->block;
+	flags_whole(vcpu);
+	struct block *block = block_find(vcpu);
+	if (block_linkable(interpreter, block))
+		*jump_cache_link(vcpu, vcpu->state.rip) = (struct link){vcpu->state.rip, vcpu->code_context, block};
+	return block;
+}
+
+static struct xblock *xblock_of(struct vcpu *vcpu, struct block *block)
+{
+	struct xblock *xblock;
+
+	if (block->insn[0].run != translated)
+		return NULL;
+	xblock = (struct xblock *)block->insn[0].pointer;
+	return enterable(vcpu, xblock) ? xblock : NULL;
+}
+
+static void go_on(PARAMETERS, struct block *block)
+{
+	vcpu->executing = NULL;
+	if (!CHAIN) /* without sibling calls the run loop takes it from here */
+		return;
+	return block->insn[0].run(vcpu, block->insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+}
+
+void translator_to_link(PARAMETERS)
+{
+	struct translator *t = translator_of(vcpu);
+	struct xlink *link = (struct xlink *)insn;
+	uint64_t flushes = t->flushes;
+
+	t->counters.leaves++;
+	flags_store(vcpu, flags);
+	vcpu->executing = NULL;
+	vcpu->state.rip = link->rip;
+	interpreter_of(vcpu)->pending = NULL;
+	struct block *block = find_block(vcpu);
+	if (!block)
+		return;
+	struct xblock *xblock = xblock_of(vcpu, block);
+	if (xblock && flushes == t->flushes && link->stub) {
+		catch_up(t);
+		link->host = link->entry_a ? xblock->entry_a : xblock->entry_b;
+		link->key = xpage_key(link->rip, block->physical);
+		t->page_key[xblock->view][link->rip >> 12 & (XPAGE_SIZE - 1)] = link->key;
+	}
+	return go_on(ARGUMENTS, block);
+}
+
+void translator_to_address(PARAMETERS)
+{
+	struct translator *t = translator_of(vcpu);
+	uint64_t rip = t->target;
+
+	t->counters.leaves_indirect++;
+	if (unlikely(!cpu_canonical(rip))) {
+		/* The interpreter's slot raises it. A CALL has pushed already: below the stack pointer again, that is nothing. */
+		vcpu->state.gpr[RSP] += t->undo;
+		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	}
+	flags_store(vcpu, flags);
+	vcpu->executing = NULL;
+	vcpu->state.gpr[RSP] += t->release;
+	vcpu->state.rip = rip;
+	interpreter_of(vcpu)->pending = NULL;
+	struct block *block = find_block(vcpu);
+	if (!block)
+		return;
+	struct xblock *xblock = xblock_of(vcpu, block);
+	if (xblock) {
+		catch_up(t);
+		t->jump_rip[xblock->view][rip & (XJUMP_SIZE - 1)] = rip;
+		t->jump_host[xblock->view][rip & (XJUMP_SIZE - 1)] = xblock->entry_b;
+	}
+	return go_on(ARGUMENTS, block);
+}
+
+/* A block was reached that needs vector registers: enters it again with them, or interprets it (#NM, #UD). */
+void translator_to_vector(PARAMETERS)
+{
+	const struct xblock *xblock = (const struct xblock *)insn;
+
+	return enter(translator_of(vcpu), xblock, flags);
+}
+
+void translator_to_fault(PARAMETERS)
+{
+	struct translator *t = translator_of(vcpu);
+	const struct xsite *site = (const struct xsite *)insn;
+
+	flags_store(vcpu, flags);
+	vcpu->state.rip = site->rip;
+	vcpu->executing = site->slot;
+	x86_raise(vcpu, t->fault_vector);
+}
+
+/* ---- memory ---- */
+
+uint64_t translator_slow(struct translator *t, uint64_t linear)
+{
+	struct vcpu *vcpu = t->vcpu;
+	const struct xsite *site = (const struct xsite *)t->exit_argument;
+	enum mmu_access access = site->write ? MMU_WRITE : MMU_READ;
+
+	t->counters.slow++;
+	vcpu->state.rip = site->rip;
+	vcpu->executing = site->slot;
+	flags_store(vcpu, t->flags);
+	t->exit_argument = (uintptr_t)site->slot;
+	if (!cpu_canonical(linear) || (linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE)
+		return 0;
+	/* On a fault guest vector registers are in memory already, and nothing of ours is on the way back. */
+	uint8_t live = t->vector_live;
+	t->vector_live = 0;
+	t->vector_missing = 1;
+	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, access, NULL);
+	t->vector_live = live;
+	t->vector_missing = !live;
+	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags))
+		return 0;
+	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)];
+	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
+	own->host = entry->host + own->tag;
+	vcpu->executing = NULL;
+	return entry->host + linear;
+}
+
+/* ---- host faults in translated code (signal context) ---- */
+
+bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector)
+{
+	greg_t *registers = context->uc_mcontext.gregs;
+	uint32_t host = (uint32_t)((uint64_t)registers[REG_RIP] - (uint64_t)t->arena.execute);
+	uint32_t low = 0, high = t->site_count;
+
+	if ((uint64_t)registers[REG_RIP] - (uint64_t)t->arena.execute >= t->arena.used)
+		return false;
+	/* The last site at or below the instruction: sites are in the order of their code. */
+	while (high - low > 1) {
+		uint32_t middle = (low + high) / 2;
+
+		if (t->sites[middle].host <= host)
+			low = middle;
+		else
+			high = middle;
+	}
+	if (t->site_count == 0 || t->sites[low].host != host)
+		return false;
+	const struct xsite *site = &t->sites[low];
+	if (site->flags_in_register) {
+		uint64_t flags = (uint64_t)registers[REG_EFL];
+
+		t->flags = (uint32_t)(flags & 0xff) << 8 | (flags >> 11 & 1);
+	}
+	t->exit_argument = (uintptr_t)site;
+	t->fault_vector = vector;
+	registers[REG_RIP] = (greg_t)code_arena_executable(&t->arena, t->exit_fault);
+	return true;
+}
+
+/* ---- making one ---- */
+
+static void *low_memory(size_t size)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+struct translator *translator_create(struct vcpu *vcpu)
+{
+	if ((uint64_t)(uintptr_t)(vcpu + 1) > INT32_MAX || !__builtin_cpu_supports("bmi2")) {
+		errno = ENOTSUP;
+		return NULL;
+	}
+	struct translator *t = low_memory(sizeof(*t));
+	if (!t)
+		return NULL;
+	t->vcpu = vcpu;
+	t->avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f");
+	t->avx = __builtin_cpu_supports("avx");
+	t->vector_missing = 1;
+	t->host_mxcsr = 0x1f80;
+	t->links = low_memory(XLINKS_MAX * sizeof(*t->links));
+	t->sites = low_memory(XSITES_MAX * sizeof(*t->sites));
+	int error = code_arena_create(&t->arena, ARENA_SIZE);
+	if (error || !t->links || !t->sites || !translator_emit_trampolines(t)) {
+		errno = error ? -error : ENOMEM;
+		error = errno;
+		translator_destroy(t);
+		errno = error;
+		return NULL;
+	}
+	t->arena_start = t->arena.write + t->arena.used;
+	t->epoch = vcpu->mmu.epoch;
+	empty_tlb(t, false);
+	translator_flush(t);
+	return t;
+}
+
+void translator_destroy(struct translator *t)
+{
+	if (!t)
+		return;
+	if (t->arena.write)
+		translator_flush(t);
+	code_arena_destroy(&t->arena);
+	if (t->links)
+		munmap(t->links, XLINKS_MAX * sizeof(*t->links));
+	if (t->sites)
+		munmap(t->sites, XSITES_MAX * sizeof(*t->sites));
+	free(t->scratch);
+	munmap(t, sizeof(*t));
+}

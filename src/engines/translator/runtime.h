@@ -1,0 +1,14 @@
+/* Private to src/engines/translator: what trampolines.c and runtime.c need of each other. */
+#pragma once
+
+#include "engines/translator/translator.h"
+
+/* Exits; `insn` is exit_argument. */
+handler translator_to_slot;    /* the interpreter's slot of an instruction; state.rip was set by the stub */
+handler translator_to_link;    /* a struct xlink */
+handler translator_to_address; /* an indirect transfer to translator->target; exit_argument is the slot of the instruction */
+handler translator_to_fault;   /* a host fault: fault_vector at a struct xsite */
+handler translator_to_vector;  /* the struct xblock whose vector registers are not there */
+
+/* The host address for the access of site exit_argument, or 0: exit_argument is the slot then. May raise. */
+uint64_t translator_slow(struct translator *t, uint64_t linear);

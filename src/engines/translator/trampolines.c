@@ -1,0 +1,224 @@
+/*
+ * Between C and translated code: entering, leaving, and the slow path of memory accesses.
+ */
+#include <stddef.h>
+
+#include "engines/translator/runtime.h"
+
+/* Guest registers that live in host registers: guest number, host number. */
+static const uint8_t mapped[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RBX, RBX},   {RSP, R11}, {RBP, RBP}, {RSI, RSI},
+				    {RDI, RDI}, {R8, R8},   {R12, R12}, {R13, R13}, {R14, R14}, {R15, R15}};
+#define MAPPED (sizeof(mapped) / sizeof(mapped[0]))
+static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
+
+static uint32_t gpr(const struct translator *t, unsigned guest)
+{
+	return xabs(&t->vcpu->state.gpr[guest]);
+}
+
+static void emit_push(struct emitter *e, unsigned reg)
+{
+	if (reg >= 8)
+		emit_byte(e, 0x41);
+	emit_byte(e, 0x50 | (reg & 7));
+}
+
+static void emit_pop(struct emitter *e, unsigned reg)
+{
+	if (reg >= 8)
+		emit_byte(e, 0x41);
+	emit_byte(e, 0x58 | (reg & 7));
+}
+
+static void emit_spill(struct emitter *e, const struct translator *t)
+{
+	for (unsigned i = 0; i < MAPPED; i++)
+		emit_store(e, mapped[i][1], gpr(t, mapped[i][0]));
+}
+
+static void emit_fill(struct emitter *e, const struct translator *t)
+{
+	for (unsigned i = 0; i < MAPPED; i++)
+		emit_load(e, mapped[i][1], gpr(t, mapped[i][0]));
+}
+
+/* MOVUPS, VMOVUPS or VMOVDQU64 of one whole register. */
+static void emit_vector_move(struct emitter *e, const struct translator *t, unsigned n, bool store)
+{
+	uint32_t abs = xabs(t->vcpu->state.vector.zmm[n]);
+
+	if (t->avx512) {
+		emit_byte(e, 0x62);
+		emit_byte(e, 0x61 | (n & 8 ? 0 : 0x80) | (n & 16 ? 0 : 0x10)); /* R, X = 1, B = 1, R', map 0F */
+		emit_byte(e, 0xfe);                                            /* W1, F3 */
+		emit_byte(e, 0x48);                                            /* 512 bits, no mask */
+		emit_byte(e, store ? 0x7f : 0x6f);
+	} else if (t->avx) {
+		emit_byte(e, 0xc5);
+		emit_byte(e, (n & 8 ? 0 : 0x80) | 0x7c); /* 256 bits, no prefix */
+		emit_byte(e, store ? 0x11 : 0x10);
+	} else {
+		if (n & 8)
+			emit_byte(e, 0x44);
+		emit_byte(e, 0x0f);
+		emit_byte(e, store ? 0x11 : 0x10);
+	}
+	emit_byte(e, 0x04 | (n & 7) << 3);
+	emit_byte(e, 0x25);
+	emit_u32(e, abs);
+}
+
+static void emit_mask_move(struct emitter *e, const struct translator *t, unsigned n, bool store)
+{
+	/* KMOVQ k, m64 and m64, k: VEX.L0.0F.W1 90/91 */
+	emit_byte(e, 0xc4);
+	emit_byte(e, 0xe1);
+	emit_byte(e, 0xf8);
+	emit_byte(e, store ? 0x91 : 0x90);
+	emit_byte(e, 0x04 | n << 3);
+	emit_byte(e, 0x25);
+	emit_u32(e, xabs(&t->vcpu->state.vector.opmask[n]));
+}
+
+/* LDMXCSR, STMXCSR */
+static void emit_mxcsr(struct emitter *e, unsigned extension, uint32_t abs)
+{
+	emit_byte(e, 0x0f);
+	emit_byte(e, 0xae);
+	emit_byte(e, 0x04 | extension << 3);
+	emit_byte(e, 0x25);
+	emit_u32(e, abs);
+}
+
+static void emit_vectors(struct emitter *e, const struct translator *t, bool store)
+{
+	unsigned count = t->avx512 ? 32 : 16;
+
+	for (unsigned n = 0; n < count; n++)
+		emit_vector_move(e, t, n, store);
+	for (unsigned n = 0; t->avx512 && n < 8; n++)
+		emit_mask_move(e, t, n, store);
+	if (store) {
+		emit_mxcsr(e, 3, xabs(&t->vcpu->state.vector.mxcsr));
+		emit_mxcsr(e, 2, xabs(&t->host_mxcsr));
+		if (t->avx) { /* VZEROUPPER: ring3's own SSE code shall not pay for the guest's upper halves */
+			emit_byte(e, 0xc5);
+			emit_byte(e, 0xf8);
+			emit_byte(e, 0x77);
+		}
+	} else {
+		emit_mxcsr(e, 2, xabs(&t->vcpu->state.vector.mxcsr));
+	}
+}
+
+/* If the vector registers are the guest's: stores them. */
+static void emit_vectors_out(struct emitter *e, const struct translator *t)
+{
+	emit_compare8_abs(e, xabs(&t->vector_live), 0);
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_vectors(e, t, true);
+	emit_fix(e, none);
+}
+
+/* Leaves to function(vcpu, exit_argument, flags, tlb), a handler in form. */
+static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler *function)
+{
+	uint8_t *start = e->at;
+
+	emit_spill(e, t);
+	emit_vectors_out(e, t);
+	emit_store_imm8(e, xabs(&t->vector_live), 0);
+	emit_store_imm8(e, xabs(&t->vector_missing), 1);
+	emit_store_imm8(e, xabs(&t->in_code), 0);
+	emit_byte(e, 0x48); /* add rsp, 8 */
+	emit_byte(e, 0x83);
+	emit_byte(e, 0xc4);
+	emit_byte(e, 8);
+	for (unsigned i = sizeof(saved); i-- > 0;)
+		emit_pop(e, saved[i]);
+	emit_move_imm64(e, RDI, (uintptr_t)t->vcpu);
+	emit_load(e, RSI, xabs(&t->exit_argument));
+	emit_load32(e, RDX, xabs(&t->flags));
+	emit_move_imm64(e, RCX, (uintptr_t)t);
+	emit_move_imm64(e, RAX, (uintptr_t)function);
+	emit_byte(e, 0xff); /* jmp rax */
+	emit_byte(e, 0xe0);
+	return start;
+}
+
+/* enter(vcpu, host address, flags): never returns here; an exit goes on in C with our caller's return address. */
+static void emit_enter(struct emitter *e, struct translator *t)
+{
+	t->enter = code_arena_executable(&t->arena, e->at);
+	for (unsigned i = 0; i < sizeof(saved); i++)
+		emit_push(e, saved[i]);
+	emit_byte(e, 0x48); /* sub rsp, 8: aligned for calls */
+	emit_byte(e, 0x83);
+	emit_byte(e, 0xec);
+	emit_byte(e, 8);
+	emit_store(e, RSI, xabs(&t->target));
+	emit_store32(e, RDX, xabs(&t->flags));
+	emit_compare8_abs(e, xabs(&t->vector_wanted), 0);
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_vectors(e, t, false);
+	emit_store_imm8(e, xabs(&t->vector_live), 1);
+	emit_store_imm8(e, xabs(&t->vector_missing), 0);
+	emit_fix(e, none);
+	emit_fill(e, t);
+	emit_jump_abs(e, xabs(&t->target));
+}
+
+/*
+ * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host address, which goes on in
+ * R9, or the instruction is the interpreter's (exit_argument is its slot then).
+ */
+static void emit_slow(struct emitter *e, struct translator *t)
+{
+	t->slow = e->at;
+	emit_spill(e, t);
+	emit_store(e, RSP, xabs(&t->host_rsp));
+	emit_vectors_out(e, t);
+	emit_move_imm64(e, RDI, (uintptr_t)t);
+	emit_move(e, RSI, R9);
+	emit_byte(e, 0x48); /* and rsp, -16 */
+	emit_byte(e, 0x83);
+	emit_byte(e, 0xe4);
+	emit_byte(e, 0xf0);
+	emit_move_imm64(e, RAX, (uintptr_t)translator_slow);
+	emit_byte(e, 0xff); /* call rax */
+	emit_byte(e, 0xd0);
+	emit_load(e, RSP, xabs(&t->host_rsp));
+	emit_move(e, R9, RAX);
+	emit_compare8_abs(e, xabs(&t->vector_live), 0);
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_vectors(e, t, false);
+	emit_fix(e, none);
+	emit_fill(e, t);
+	emit_op_reg(e, true, 0x85, R9, R9); /* test r9, r9 */
+	uint8_t *other = emit_jump_if(e, CC_E);
+	emit_byte(e, 0xc3);
+	emit_fix(e, other);
+	emit_byte(e, 0x48); /* add rsp, 8: the return address */
+	emit_byte(e, 0x83);
+	emit_byte(e, 0xc4);
+	emit_byte(e, 8);
+	emit_jump_to(e, t->exit_slot);
+}
+
+bool translator_emit_trampolines(struct translator *t)
+{
+	uint8_t *memory = code_arena_allocate(&t->arena, 16384, 64);
+	struct emitter e = {.at = memory, .end = memory ? memory + 16384 : NULL};
+
+	if (!memory)
+		return false;
+	emit_enter(&e, t);
+	t->exit_slot = emit_exit(&e, t, translator_to_slot);
+	t->exit_link = emit_exit(&e, t, translator_to_link);
+	t->exit_indirect = emit_exit(&e, t, translator_to_address);
+	t->exit_fault = emit_exit(&e, t, translator_to_fault);
+	t->exit_vector = emit_exit(&e, t, translator_to_vector);
+	emit_slow(&e, t);
+	code_arena_publish();
+	return !e.full;
+}
