@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,6 +25,12 @@
 #define WRITE_CHUNK      4096u /* at most PIPE_BUF: a pipe that is writable takes it without blocking */
 #define POLL_MS          200
 #define INTERRUPT_SIGNAL SIGUSR2
+/*
+ * A guest that had no room for so long is one that is only now setting its port up; drivers clear the receiver once
+ * more while they do that. It gets type-ahead when it has settled.
+ */
+#define LONG_WAIT_NS     10000000u
+#define SETTLE_NS        20000000u
 #define PATIENCE_SECONDS 2 /* how long destruction waits for a reader that takes nothing */
 
 /* Asks the loop's thread to look at input and room. Any thread. */
@@ -189,9 +196,18 @@ size_t chardev_write(struct chardev *chardev, const uint8_t *data, size_t length
 	return taken;
 }
 
+static uint64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* Gives the guest what it has room for. The loop's thread. */
 static void deliver_input(struct chardev *chardev)
 {
+	bool waited = atomic_load(&chardev->input_waits);
 	size_t taken = 0;
 
 	chardev->lock(chardev->lock_owner);
@@ -208,6 +224,8 @@ static void deliver_input(struct chardev *chardev)
 	atomic_store(&chardev->input_waits, chardev->input_length > 0);
 	chardev->unlock(chardev->lock_owner);
 	memmove(chardev->input, chardev->input + taken, chardev->input_length);
+	if (taken || !waited)
+		chardev->waits_since = now_ns();
 	/* With a full queue the rest stays with the host. */
 	if (chardev->input_source)
 		event_source_change(chardev->input_source,
@@ -236,7 +254,8 @@ static void input_ready(void *owner, uint32_t events)
 		length = room;
 	memcpy(chardev->input + chardev->input_length, data, length);
 	chardev->input_length += length;
-	deliver_input(chardev);
+	if (!chardev->settling)
+		deliver_input(chardev);
 }
 
 int chardev_input_open(struct chardev *chardev, int fd)
@@ -256,6 +275,30 @@ void chardev_input_close(struct chardev *chardev)
 	chardev->input_fd = -1;
 }
 
+/* The guest has room for what has waited. */
+static void offer_waiting_input(struct chardev *chardev)
+{
+	const struct itimerspec moment = {.it_value.tv_nsec = SETTLE_NS};
+
+	if (chardev->settling)
+		return;
+	if (now_ns() - chardev->waits_since < LONG_WAIT_NS || timerfd_settime(chardev->settle_fd, 0, &moment, NULL) < 0)
+		deliver_input(chardev);
+	else
+		chardev->settling = true;
+}
+
+static void settled(void *owner, uint32_t events)
+{
+	struct chardev *chardev = owner;
+	uint64_t count;
+
+	if (read(chardev->settle_fd, &count, sizeof(count)) < 0)
+		return;
+	chardev->settling = false;
+	deliver_input(chardev);
+}
+
 /* On the loop's thread: the guest has room for input, or there is room for its output. */
 static void wake_ready(void *owner, uint32_t events)
 {
@@ -265,7 +308,7 @@ static void wake_ready(void *owner, uint32_t events)
 	if (read(chardev->wake_fd, &count, sizeof(count)) < 0)
 		return;
 	if (atomic_load(&chardev->input_waits))
-		deliver_input(chardev);
+		offer_waiting_input(chardev);
 	pthread_mutex_lock(&chardev->mutex);
 	bool room = !chardev->refused;
 	pthread_mutex_unlock(&chardev->mutex);
@@ -298,7 +341,8 @@ int chardev_attach(struct chardev *chardev, struct event_loop *loop, void (*lock
 	chardev->unlock = unlock;
 	chardev->lock_owner = lock_owner;
 	chardev->wake_source = event_source_add(loop, chardev->wake_fd, EPOLLIN, wake_ready, chardev);
-	if (!chardev->wake_source)
+	chardev->settle_source = event_source_add(loop, chardev->settle_fd, EPOLLIN, settled, chardev);
+	if (!chardev->wake_source || !chardev->settle_source)
 		error = -errno;
 	else if (chardev->kind && chardev->kind->attach)
 		error = chardev->kind->attach(chardev);
@@ -316,7 +360,9 @@ void chardev_detach(struct chardev *chardev)
 		chardev->kind->detach(chardev);
 	if (chardev->wake_source)
 		event_source_remove(chardev->wake_source);
-	chardev->wake_source = NULL;
+	if (chardev->settle_source)
+		event_source_remove(chardev->settle_source);
+	chardev->wake_source = chardev->settle_source = NULL;
 	chardev->loop = NULL;
 }
 
@@ -433,14 +479,16 @@ struct chardev *chardev_create(const char *specification, void (*quit)(void *own
 	}
 	chardev->quit = quit;
 	chardev->quit_owner = quit_owner;
-	chardev->input_fd = chardev->output_fd = -1;
+	chardev->input_fd = chardev->output_fd = chardev->settle_fd = -1;
 	pthread_mutex_init(&chardev->mutex, NULL);
 	pthread_condattr_init(&attributes);
 	pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
 	pthread_cond_init(&chardev->changed, &attributes);
 	pthread_condattr_destroy(&attributes);
 	chardev->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	error = chardev->wake_fd < 0 ? -errno : start_writer(chardev);
+	if (chardev->wake_fd >= 0)
+		chardev->settle_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	error = chardev->settle_fd < 0 ? -errno : start_writer(chardev);
 	if (error)
 		log_error("console %s: %s", specification, strerror(-error));
 	else
@@ -462,6 +510,8 @@ void chardev_destroy(struct chardev *chardev)
 		chardev->kind->close(chardev);
 	if (chardev->wake_fd >= 0)
 		close(chardev->wake_fd);
+	if (chardev->settle_fd >= 0)
+		close(chardev->settle_fd);
 	pthread_cond_destroy(&chardev->changed);
 	pthread_mutex_destroy(&chardev->mutex);
 	free(chardev);

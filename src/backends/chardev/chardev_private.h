@@ -52,6 +52,10 @@ struct chardev {
 	uint8_t input[CHARDEV_INPUT_MAX];
 	size_t input_length;
 	_Atomic bool input_waits; /* there is input, and the guest had no room: wake us */
+	uint64_t waits_since;     /* CLOCK_MONOTONIC ns: when the guest last took something, or should have */
+	int settle_fd;            /* timer: the guest is given a moment before it gets what has waited long */
+	struct event_source *settle_source;
+	bool settling;
 
 	/* An eventfd that brings work to the loop's thread. */
 	int wake_fd;
