@@ -11,7 +11,8 @@
  * - FXSAVE, XSAVE, FSTENV and their like, loads of far pointers, MOVS and CMPS, may report another of several faults of
  * their operand, and XSAVE and XRSTOR one in a part that they do not touch, because their microcode looks at the whole
  * area first;
- * - in 32- and 16-bit code, R8-R15 and the upper halves of the other general registers.
+ * - in 32- and 16-bit code, also when it was entered by the instruction, R8-R15 and the upper halves of the other
+ * general registers.
  */
 #include <stdarg.h>
 #include <string.h>
@@ -131,14 +132,15 @@ static void compare_registers(const struct isa_case *test, uint64_t undefined, c
                               const struct isa_outcome *guest, char *what)
 {
 	static const char *const segment_names[] = {"es", "cs", "ss", "ds", "fs", "gs"};
-	uint64_t mask = test->mode == 64 ? ~0ull : 0xffffffff;
+	bool long_mode = test->mode == 64 && native->selector[SEG_CS] == ISA_SELECTOR_CODE64;
+	uint64_t mask = long_mode ? ~0ull : 0xffffffff;
 	uint64_t flags = (native->rflags ^ guest->rflags) & ~undefined;
 
 	if ((native->rip ^ guest->rip) & mask)
 		differ(what, "rip");
 	if (flags)
 		differ(what, "rflags(%#x)", (unsigned)flags);
-	for (unsigned i = 0; i < (test->mode == 64 ? GPR_COUNT : 8u); i++)
+	for (unsigned i = 0; i < (long_mode ? GPR_COUNT : 8u); i++)
 		if ((native->gpr[i] ^ guest->gpr[i]) & mask)
 			differ(what, "%s", gpr_names[i]);
 	for (unsigned i = 0; i < 6; i++)

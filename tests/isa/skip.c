@@ -14,8 +14,6 @@ struct reason {
 #define REASON_CPU    "tells about the processor: a guest sees its own model"
 #define REASON_SYSTEM "enters the host kernel or hypervisor"
 #define REASON_UMIP   "Linux emulates it for user code (UMIP)"
-#define REASON_FAR    "far transfer: tested by the guests of tests/machine"
-#define REASON_TABLE  "reads descriptor tables, which are the host kernel's"
 #define REASON_WAIT   "waits for an event"
 #define REASON_PMC    "depends on CR4.PCE, which the host kernel changes"
 #define REASON_INUSE  "shows which states are in use, which depends on history"
@@ -44,13 +42,6 @@ static const struct reason reasons[] = {
     {ZYDIS_MNEMONIC_SLDT, REASON_UMIP},
     {ZYDIS_MNEMONIC_STR, REASON_UMIP},
     {ZYDIS_MNEMONIC_SMSW, REASON_UMIP},
-    {ZYDIS_MNEMONIC_LAR, REASON_TABLE},
-    {ZYDIS_MNEMONIC_LSL, REASON_TABLE},
-    {ZYDIS_MNEMONIC_VERR, REASON_TABLE},
-    {ZYDIS_MNEMONIC_VERW, REASON_TABLE},
-    {ZYDIS_MNEMONIC_IRET, REASON_FAR},
-    {ZYDIS_MNEMONIC_IRETD, REASON_FAR},
-    {ZYDIS_MNEMONIC_IRETQ, REASON_FAR},
     {ZYDIS_MNEMONIC_MONITORX, REASON_WAIT},
     {ZYDIS_MNEMONIC_MWAITX, REASON_WAIT},
     {ZYDIS_MNEMONIC_MONITOR, REASON_WAIT},
@@ -94,8 +85,6 @@ const char *isa_skip_reason(unsigned mode, const struct isa_decoded *decoded)
 	for (unsigned n = 0; n < sizeof(reasons) / sizeof(reasons[0]); n++)
 		if (reasons[n].mnemonic == i->mnemonic)
 			return reasons[n].why;
-	if (i->meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
-		return REASON_FAR;
 	return NULL;
 }
 
