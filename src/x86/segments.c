@@ -173,7 +173,8 @@ bool x86_lar(struct vcpu *vcpu, uint16_t selector, uint32_t *result)
 	struct descriptor d;
 	if (!look_at(vcpu, &d, selector, LAR_TYPES, LAR_TYPES_LONG))
 		return false;
-	*result = (uint32_t)(d.raw >> 32) & 0x00f0ff00;
+	/* Bits 19:16, the limit's, are undefined by the SDM; AMD gives them (measured on Zen 4). */
+	*result = (uint32_t)(d.raw >> 32) & (vcpu->model && vcpu->model->amd ? 0x00ffff00 : 0x00f0ff00);
 	return true;
 }
 

@@ -6,6 +6,7 @@
  */
 #include "engines/interpreter/decode.h"
 #include "engines/interpreter/stack.h"
+#include "x86/system.h"
 
 #define CONDITIONS(M)                                                                                                  \
 	M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
@@ -137,6 +138,7 @@ static void call_target(PARAMETERS, struct link *link, uint64_t target)
 	uint64_t pointer = stack_pointer(vcpu) - size;
 
 	SLOW_ENTER;
+	stack_probe(vcpu, pointer, size); /* first, as the silicon does */
 	check_target(vcpu, target);
 	stack_write(vcpu, pointer, size, fall_through(vcpu, insn));
 	stack_set_pointer(vcpu, pointer);
@@ -264,6 +266,18 @@ CALLS(32)
 
 /* Decoding. */
 
+/*
+ * In 64-bit code near transfers have 64-bit operands; AMD's processors honour 66h all the same, Intel's ignore it (SDM 2A JMP, APM 3 1.2.3).
+ */
+static unsigned operand_bits(const struct decoder *d)
+{
+	const struct cpu_model *model = d->vcpu->model;
+
+	if (!decoder_64(d))
+		return d->instruction.operand_width;
+	return model && model->amd && has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !d->instruction.raw.rex.W ? 16 : 64;
+}
+
 /* A direct transfer's target relative to the block's first byte. */
 static int64_t relative_target(const struct decoder *d)
 {
@@ -281,7 +295,7 @@ static unsigned fast_bits(const struct decoder *d)
 	if (is_direct(d) && relative_target(d) != (int32_t)relative_target(d))
 		return 0;
 	if (decoder_64(d))
-		return d->instruction.operand_width == 64 ? 64 : 0;
+		return operand_bits(d) == 64 ? 64 : 0;
 	if ((d->mode & (MODE_SIZE | MODE_FLAT)) == (MODE_32 | MODE_FLAT) && d->instruction.operand_width == 32)
 		return 32;
 	return 0;
@@ -299,7 +313,7 @@ static struct insn *emit_branch(struct decoder *d, any_handler run)
 {
 	struct insn *insn = emit_terminal(d, run);
 
-	insn->b = (uint8_t)(d->instruction.operand_width / 8);
+	insn->b = (uint8_t)(operand_bits(d) / 8);
 	if (is_direct(d)) {
 		int64_t target = relative_target(d);
 		if (target == (int32_t)target) {
@@ -332,8 +346,25 @@ static bool jcc_decode(struct decoder *d)
 	return true;
 }
 
+/* On AMD's processors F2 and F3 decide between LOOPNE and LOOPE, whatever the opcode says (measured on Zen 4). */
+static unsigned loop_kind_by_prefix(const struct decoder *d, unsigned kind)
+{
+	const struct cpu_model *model = d->vcpu->model;
+
+	if (!model || !model->amd || (kind != LOOPE && kind != LOOPNE))
+		return kind;
+	for (unsigned i = 0; i < d->instruction.raw.prefix_count; i++) {
+		if (d->instruction.raw.prefixes[i].value == 0xf2)
+			kind = LOOPNE;
+		else if (d->instruction.raw.prefixes[i].value == 0xf3)
+			kind = LOOPE;
+	}
+	return kind;
+}
+
 static bool loop_decode(struct decoder *d, unsigned kind)
 {
+	kind = loop_kind_by_prefix(d, kind);
 	struct insn *insn = emit_branch(d, loop_general);
 
 	insn->a = (uint8_t)kind;
@@ -350,7 +381,7 @@ static bool indirect_decode(struct decoder *d, bool call)
 	if (is_memory(operand)) {
 		handler_at *run = call ? (bits == 64 ? call_memory_64 : bits == 32 ? call_memory_32 : call_memory)
 				       : (bits == 64 ? jmp_memory_64 : bits == 32 ? jmp_memory_32 : jmp_memory);
-		emit_address(d, operand, operand->size / 8, false);
+		emit_address(d, operand, operand_bits(d) / 8, false);
 		emit_branch(d, run);
 		return true;
 	}

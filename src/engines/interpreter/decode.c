@@ -69,6 +69,8 @@ struct insn *emit_terminal(struct decoder *d, any_handler run)
 	struct insn *insn = emit(d, run);
 
 	insn->base = insn->index = insn->segment_base = 0;
+	if (insn > d->block->insn && insn[-1].offset == insn->offset) /* behind its address slot */
+		insn->stack_segment = insn[-1].stack_segment;
 	insn->scale = d->instruction.length;
 	insn->pointer = d->block;
 	d->terminal = true;

@@ -320,8 +320,17 @@ bool move_decode(struct decoder *d)
 		return simple(d, cdq);
 	case ZYDIS_MNEMONIC_CQO:
 		return simple(d, cqo);
-	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_PAUSE:
+		if (d->instruction.raw.rex.B) { /* F3 with REX.B is XCHG R8, RAX (measured on Zen 4) */
+			struct insn *insn = emit(d, xchg_rr[d->instruction.raw.rex.W		       ? 3
+							    : has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) ? 1
+													  : 2]);
+			insn->a = (uint8_t)GPR_OFFSET(RAX);
+			insn->b = (uint8_t)GPR_OFFSET(R8);
+			return true;
+		}
+		return simple(d, nop);
+	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_PREFETCH:
 	case ZYDIS_MNEMONIC_PREFETCHNTA:
 	case ZYDIS_MNEMONIC_PREFETCHT0:

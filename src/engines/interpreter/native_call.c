@@ -125,6 +125,18 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
 	NEXT_SLOW;
 }
 
+/* Before an operand's page is looked for: #MF that is pending, #GP for alignment, then the canonical check, then #AC. */
+static void check_operand(struct vcpu *vcpu, const struct insn *insn, const struct native_form *form, uint64_t linear)
+{
+	bool canonical = cpu_canonical(linear) && cpu_canonical(linear + form->memory_size - 1);
+
+	native_check_operand(vcpu, form, canonical || form->alignment > 1 ? linear : linear & ~63ull);
+	/* 80 bits are two accesses: the first one's page comes before the second one's address. */
+	if (form->memory_size == 10 && cpu_canonical(linear))
+		mmu_translate(vcpu, linear, form->writes_memory ? MMU_WRITE : MMU_READ, vcpu->mmu.view);
+	slow_check(vcpu, insn, linear, form->memory_size);
+}
+
 static void native_read(PARAMETERS, uint64_t linear)
 {
 	const struct native_form *form = insn->pointer;
@@ -162,8 +174,7 @@ static COLD void native_bounce_fill(PARAMETERS, uint64_t linear)
 	const struct native_form *form = insn->pointer;
 
 	SLOW_ENTER;
-	native_check_operand(vcpu, form, linear);
-	slow_check(vcpu, insn, linear, form->memory_size);
+	check_operand(vcpu, insn, form, linear);
 	if (mmu_host_pointer(vcpu, linear, form->memory_size, form->writes_memory ? MMU_WRITE : MMU_READ))
 		return form->writes_memory ? native_write(ARGUMENTS, linear) : native_read(ARGUMENTS, linear);
 	return native_bounce(ARGUMENTS, linear);
@@ -178,13 +189,13 @@ static void native_x87_memory(PARAMETERS, uint64_t linear)
 	CHECK_CLASS(form);
 	SLOW_ENTER;
 	if (!HIT(entry, linear, form->memory_size)) {
-		native_check_operand(vcpu, form, linear);
-		slow_check(vcpu, insn, linear, form->memory_size);
+		check_operand(vcpu, insn, form, linear);
 		if (form->writes_memory) {
 			mmu_probe_write(vcpu, linear, form->memory_size);
 		} else {
 			mmu_translate(vcpu, linear, MMU_READ, vcpu->mmu.view);
-			mmu_translate(vcpu, linear + form->memory_size - 1, MMU_READ, vcpu->mmu.view);
+			if ((linear & (MEMORY_PAGE_SIZE - 1)) + form->memory_size > MEMORY_PAGE_SIZE)
+				mmu_translate(vcpu, (linear | (MEMORY_PAGE_SIZE - 1)) + 1, MMU_READ, vcpu->mmu.view);
 		}
 	}
 	track(vcpu, insn, form, linear);
@@ -363,9 +374,13 @@ bool native_decode(struct decoder *d)
 			bit_string_decode(d, form, memory);
 			insn = emit(d, run);
 		} else {
+			/* Alignment is the silicon's business, and comes before other checks: no slot that does it by rule. */
+			uint32_t mode = d->mode;
+			d->mode &= ~MODE_ALIGN;
 			insn = emit_memory_at(d, memory, form->memory_size, form->writes_memory, run);
+			d->mode = mode;
 			if (insn[-1].run == address_general)
-				insn[-1].b &= (uint8_t)~GENERAL_ALIGN; /* the silicon checks */
+				insn[-1].b &= (uint8_t)~GENERAL_ALIGN;
 		}
 		insn->stack_segment = operand_segment(memory) == SEG_SS;
 		insn->b =

@@ -83,6 +83,7 @@ static void load_far_pointer(PARAMETERS, uint64_t linear)
 	unsigned size = insn->base;
 
 	exact_enter(vcpu, insn, flags);
+	check_alignment(vcpu, linear, size);
 	slow_check(vcpu, insn, linear, size + 2);
 	uint64_t offset = mmu_read(vcpu, linear, size);
 	uint16_t selector = (uint16_t)mmu_read(vcpu, linear + size, 2);
@@ -91,7 +92,8 @@ static void load_far_pointer(PARAMETERS, uint64_t linear)
 		write16(vcpu, insn->a, (uint16_t)offset);
 	else
 		write64(vcpu, insn->a, offset);
-	return loaded(vcpu, insn, (enum segment_register)insn->b);
+	vcpu->state.rip = following_rip(vcpu, insn);
+	return leave_exact(vcpu, insn, true); /* LSS starts no shadow: it has loaded the pointer as well */
 }
 
 /* Far transfers: b is the operand size; a direct one has its selector in `base`, its offset in `displacement`. */
@@ -111,16 +113,17 @@ static void far_call(PARAMETERS)
 
 static void far_memory(PARAMETERS, uint64_t linear)
 {
-	unsigned size = insn->b;
+	unsigned size = insn->base; /* of the offset */
 
 	exact_enter(vcpu, insn, flags);
+	check_alignment(vcpu, linear, size);
 	slow_check(vcpu, insn, linear, size + 2);
 	uint64_t offset = mmu_read(vcpu, linear, size);
 	uint16_t selector = (uint16_t)mmu_read(vcpu, linear + size, 2);
 	if (insn->a)
-		x86_far_call(vcpu, selector, offset, size, following_rip(vcpu, insn));
+		x86_far_call(vcpu, selector, offset, insn->b, following_rip(vcpu, insn));
 	else
-		x86_far_jump(vcpu, selector, offset, size, following_rip(vcpu, insn));
+		x86_far_jump(vcpu, selector, offset, insn->b, following_rip(vcpu, insn));
 	return leave_exact(vcpu, insn, true);
 }
 
@@ -273,12 +276,27 @@ static bool stack_segment_decode(struct decoder *d, bool pop)
 	return true;
 }
 
-static bool far_pointer_decode(struct decoder *d, enum segment_register segment)
+/* The offset's size. AMD has no 64-bit offset in memory (APM 3, LFS, JMP Far): REX.W is ignored. */
+static unsigned far_offset_size(const struct decoder *d)
 {
 	unsigned size = d->instruction.operand_width / 8;
+
+	return size == 8 && d->vcpu->model && d->vcpu->model->amd ? 4 : size;
+}
+
+static void emit_far_address(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size)
+{
+	emit_address(d, operand, size + 2, false);
+	if (d->next[-1].run == address_general)
+		d->next[-1].b &= (uint8_t)~GENERAL_ALIGN; /* of the offset alone: the handler checks it */
+}
+
+static bool far_pointer_decode(struct decoder *d, enum segment_register segment)
+{
+	unsigned size = far_offset_size(d);
 	struct insn *insn;
 
-	emit_address(d, &d->operand[1], size + 2, false);
+	emit_far_address(d, &d->operand[1], size);
 	insn = emit_terminal(d, load_far_pointer);
 	insn->a = (uint8_t)register_offset(d->operand[0].reg.value);
 	insn->b = (uint8_t)segment;
@@ -299,11 +317,9 @@ static bool far_decode(struct decoder *d, bool call)
 		insn->base = operand->ptr.segment;
 		insn->displacement = (int32_t)(size == 2 ? operand->ptr.offset & 0xffff : operand->ptr.offset);
 	} else {
-		/* AMD has no 64-bit offset in memory (APM 3, JMP Far): REX.W is ignored. */
-		if (size == 8 && d->vcpu->model && d->vcpu->model->amd)
-			size = 4;
-		emit_address(d, operand, size + 2, false);
+		emit_far_address(d, operand, far_offset_size(d));
 		insn = emit_terminal(d, far_memory);
+		insn->base = (uint16_t)far_offset_size(d);
 		insn->a = call;
 	}
 	insn->b = (uint8_t)size;

@@ -28,6 +28,11 @@ uint64_t stack_read(struct vcpu *vcpu, uint64_t offset, unsigned size)
 	return mmu_read(vcpu, stack_linear(vcpu, offset, size, false), size);
 }
 
+void stack_probe(struct vcpu *vcpu, uint64_t offset, unsigned size)
+{
+	mmu_probe_write(vcpu, stack_linear(vcpu, offset, size, true), size);
+}
+
 void stack_write(struct vcpu *vcpu, uint64_t offset, unsigned size, uint64_t value)
 {
 	mmu_write(vcpu, stack_linear(vcpu, offset, size, true), size, value);
@@ -187,23 +192,18 @@ static void enter_general(PARAMETERS)
 {
 	unsigned size = insn->b, level = insn->a;
 	uint64_t pointer = stack_pointer(vcpu), frame_pointer = vcpu->state.gpr[RBP];
-	uint64_t values[32], frame;
+	uint64_t frame;
 
 	SLOW_ENTER;
 	frame = pointer - size;
-	values[0] = frame_pointer;
-	for (unsigned i = 1; i < level; i++)
-		values[i] = stack_read(vcpu, frame_pointer - i * size, size);
-	if (level)
-		values[level] = frame;
+	/* Pushes that went well before one that faults stay written, as on the silicon; registers change last (SDM 2A ENTER). */
 	unsigned count = level ? level + 1 : 1;
-	/* All is checked before the first byte is written, the end of the new frame as well (SDM 2A ENTER, #PF and #SS). */
-	for (unsigned i = 0; i < count; i++)
-		mmu_probe_write(vcpu, stack_linear(vcpu, pointer - (i + 1) * size, size, true), size);
+	for (unsigned i = 0; i < count; i++) {
+		uint64_t value = i == 0 ? frame_pointer : i < level ? stack_read(vcpu, frame_pointer - i * size, size) : frame;
+		stack_write(vcpu, pointer - (i + 1) * size, size, value);
+	}
 	uint64_t end = pointer - count * size - insn->immediate;
-	mmu_probe_write(vcpu, segment_linear(vcpu, SEG_SS, end & stack_mask(vcpu), 1, true), 1);
-	for (unsigned i = 0; i < count; i++)
-		stack_write(vcpu, pointer - (i + 1) * size, size, values[i]);
+	stack_probe(vcpu, end, size);
 	set_register(vcpu, GPR_OFFSET(RBP), size, frame);
 	stack_set_pointer(vcpu, end);
 	NEXT_SLOW;

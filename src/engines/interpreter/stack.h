@@ -8,6 +8,8 @@
 /* General: any mode, checked by segmentation (SLOW_ENTER comes first). `offset` is a stack pointer value, truncated here. */
 uint64_t stack_read(struct vcpu *vcpu, uint64_t offset, unsigned size);
 void stack_write(struct vcpu *vcpu, uint64_t offset, unsigned size, uint64_t value);
+/* Raises what stack_write() would. */
+void stack_probe(struct vcpu *vcpu, uint64_t offset, unsigned size);
 /* Writes SP, ESP or RSP, by the stack's address size (SDM 3A 5.8.1: SS.B). */
 void stack_set_pointer(struct vcpu *vcpu, uint64_t value);
 /* The stack's address size as a mask. */

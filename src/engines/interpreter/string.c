@@ -327,8 +327,7 @@ static void ins(PARAMETERS)
 	uint16_t port = (uint16_t)vcpu->state.gpr[RDX];
 
 	SLOW_ENTER;
-	if (s.remaining)
-		x86_check_io(vcpu, port, s.size);
+	x86_check_io(vcpu, port, s.size);
 	while (s.remaining) {
 		uint64_t to = element(&s, SEG_ES, RDI, true);
 
@@ -346,8 +345,7 @@ static void outs(PARAMETERS)
 	uint16_t port = (uint16_t)vcpu->state.gpr[RDX];
 
 	SLOW_ENTER;
-	if (s.remaining)
-		x86_check_io(vcpu, port, s.size);
+	x86_check_io(vcpu, port, s.size);
 	while (s.remaining) {
 		uint64_t value = mmu_read(vcpu, element(&s, s.source, RSI, false), s.size);
 
