@@ -1,19 +1,28 @@
 /*
- * Network back ends: what a network card is connected to (user mode, tap, a socket, a switch). A back end carries
- *Ethernet frames without FCS; a frame comes with a header that says what is left to do about checksums and
- *segmentation.
+ * Network back ends: what a network device stands on. A net carries Ethernet frames between one device and the host:
+ * libslirp, a tap, a stream socket, a switch of virtual machines. Kinds are one `const struct net_backend` each,
+ * explicit list in net.c.
  *
- *	card                       back end
- *	net_send() ──────────────> ops->send       0, or -EAGAIN: later; then client.writable
- *	client.receive <────────── net_receive()   true, or false: later; then ops->accept_input
- *	                           net_set_link()  client.link_changed
+ *	device (virtio_net)                      net.c                              back end
+ *	net_send(header, iov) ── check, ── finish what the back end cannot ── send ────> host
+ *	client->receive() <──── check, ── finish what the driver cannot ──── net_input() <── host
  *
- * Threads: everything on the event loop's thread that the back end was attached to, which is the card's I/O thread. No
- *lock is held when `receive`, `writable` and `link_changed` are called. A back end may call `receive` from inside of
- *send (an answer to an ARP request, say) only if the card allows it: it does not; put it off to the loop.
+ * Threads: a net belongs to one event loop's thread (its device's I/O thread). net_send() and net_receive_ready() are
+ * called there, and the client's functions run there, never from inside a net_*() function: the device may hold its
+ * own lock when it calls, and may take it when it is called. There are no locks in here. net_set_offloads() alone is
+ * for any thread. net_open(), net_attach(), net_detach() and net_close() are called on the loop's thread, or while the
+ * loop does not run (or is paused).
  *
- * A back end embeds `struct net` as its first member and is made by a function of its own; frames from outside, like
- *those of the guest, are hostile. NET_FRAME_MAX bounds both.
+ * Frames: 14 to NET_FRAME_MAX bytes from the destination address on, without the check sequence. Beside each is a
+ * `struct virtio_net_hdr` (virtio 1.2 5.1.6), which says what is unfinished in it: a checksum, the cutting of one large
+ * TCP or UDP packet into many. A device may offer its driver all of it, whatever the back end: what the host does not
+ * do is done here in software, in both directions. num_buffers is the device's own affair.
+ *
+ * Flow: a frame that net_send() does not take now is offered again after writable(). A frame that receive() does not
+ * take is kept here, and those behind it stay with the host (or are lost, as on any wire), until net_receive_ready().
+ *
+ * Trust: frames of both sides are hostile. Lengths and headers are checked here once; a bad frame is dropped and
+ * counted, and does not disturb its neighbours.
  */
 #pragma once
 
@@ -22,134 +31,82 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* The longest frame with segmentation offload: 64 KiB of IP packet and an Ethernet header with a VLAN tag. */
-#define NET_FRAME_MAX (65535 + 18)
+#include <linux/virtio_net.h>
 
-/* The header: little-endian, as virtio 1.2 5.1.6 and Linux's tun devices with IFF_VNET_HDR have it (12 bytes). */
-struct net_header {
-	uint8_t flags;    /* NET_NEEDS_CHECKSUM, NET_CHECKSUM_VALID */
-	uint8_t gso_type; /* NET_GSO_... */
-	uint16_t header_length;
-	uint16_t gso_size;
-	uint16_t checksum_start, checksum_offset;
-	uint16_t buffers; /* the card's business */
-};
+#include "backends/net/net_options.h"
 
-#define NET_NEEDS_CHECKSUM 1u /* from checksum_start to the end, stored at checksum_start + checksum_offset */
-#define NET_CHECKSUM_VALID 2u
-#define NET_GSO_NONE       0u
-#define NET_GSO_TCPV4      1u
-#define NET_GSO_UDP        3u
-#define NET_GSO_TCPV6      4u
-#define NET_GSO_UDP_L4     5u
-#define NET_GSO_ECN        0x80u
+#define NET_FRAME_MIN 14
+#define NET_FRAME_MAX 65553 /* a whole IP packet, Ethernet header, VLAN tag */
 
-/* What may be left undone in a frame. */
-#define NET_OFFLOAD_CHECKSUM 1u /* NET_NEEDS_CHECKSUM */
-#define NET_OFFLOAD_TSO4     2u
-#define NET_OFFLOAD_TSO6     4u
-#define NET_OFFLOAD_ECN      8u /* TSO with ECN */
-#define NET_OFFLOAD_USO      16u
+/* What the driver may be given unfinished (VIRTIO_NET_F_GUEST_...). Segments need checksums: without CSUM, none. */
+#define NET_OFFLOAD_CSUM 0x01
+#define NET_OFFLOAD_TSO4 0x02
+#define NET_OFFLOAD_TSO6 0x04
+#define NET_OFFLOAD_ECN  0x08
+#define NET_OFFLOAD_UFO  0x10
+#define NET_OFFLOAD_ALL  0x1f
 
 struct event_loop;
 struct net;
 
-struct net_ops {
-	const char *name; /* "user", "tap" ... */
-	/*
-	 * Takes a frame (copies or sends it). `length` is the sum of the iovecs, 14 to NET_FRAME_MAX. 0: taken, or
-	 * dropped as networks may; -EAGAIN: no room now. Guest memory is behind the iovecs: it may change while you
-	 * look.
-	 */
-	int (*send)(struct net *net, const struct net_header *header, const struct iovec *iov, unsigned count,
-	            size_t length);
-	/* The card has room again, after net_receive() returned false. May be NULL. */
-	void (*accept_input)(struct net *net);
-	/* Which offloads the card's driver takes in received frames, from now on; a subset of offloads_receive. May be
-	 * NULL. */
-	void (*set_offloads)(struct net *net, unsigned offloads);
-	/* Connects to the loop: from now on frames come. 0 or -errno (logged). */
-	int (*attach)(struct net *net, struct event_loop *loop);
-	/* On the loop's thread or with the loop not running. */
-	void (*destroy)(struct net *net);
-};
-
 struct net_client {
-	/* False: no room; the frame is not taken. */
-	bool (*receive)(void *owner, const struct net_header *header, const struct iovec *iov, unsigned count,
-	                size_t length);
+	/* Around one or more calls of receive(): one lock, one interrupt. May be NULL. */
+	void (*receive_begin)(void *owner);
+	void (*receive_end)(void *owner);
+	/*
+	 * A frame for the driver. `header` is never NULL; it holds what net_set_offloads() allowed, and otherwise zeros
+	 * (or VIRTIO_NET_HDR_F_DATA_VALID with CSUM). True: taken, which includes dropped by the device (filter,
+	 * buffers that are too small). False: no buffers; it comes again after net_receive_ready(). Both are borrowed.
+	 */
+	bool (*receive)(void *owner, const struct virtio_net_hdr *header, const uint8_t *frame, size_t length);
+	/* What net_send() refused may be tried again. */
 	void (*writable)(void *owner);
+	/* net_link() has changed. May be NULL. */
 	void (*link_changed)(void *owner, bool up);
 	void *owner;
 };
 
-struct net {
-	const struct net_ops *ops;
-	unsigned offloads_send;    /* in frames that send() takes; constant */
-	unsigned offloads_receive; /* in frames that it can deliver; constant */
-	bool link_down;            /* by net_set_link() */
-	struct net_client client;  /* by net_connect() */
+struct net_counters {
+	uint64_t sent, sent_bytes, sent_dropped;             /* device -> host, frames as the device gave them */
+	uint64_t received, received_bytes, received_dropped; /* host -> device, frames as the device took them */
 };
 
-/* ---- for the card ---- */
+/*
+ * Opens the back end. The options are copied. NULL after one logged line ("net tap0: not permitted: ..."). What can
+ * come and go later (the peer of unix:) need not be there.
+ */
+struct net *net_open(const struct net_options *options);
+void net_close(struct net *net); /* detaches; NULL is fine */
 
-static inline void net_connect(struct net *net, const struct net_client *client)
-{
-	net->client = *client;
-}
+/* From now on frames flow. `client` is copied. 0 or -errno. */
+int net_attach(struct net *net, struct event_loop *loop, const struct net_client *client);
+/* No client function is called any more; frames that wait are lost. */
+void net_detach(struct net *net);
 
-static inline int net_attach(struct net *net, struct event_loop *loop)
-{
-	return net->ops->attach(net, loop);
-}
+/*
+ * One frame from the device, `iov` from the destination address on; borrowed during the call. `header` NULL: nothing
+ * to be done. True: taken (sent, or dropped because it or its header is bad). False: the back end is full; writable()
+ * will be called.
+ */
+bool net_send(struct net *net, const struct virtio_net_hdr *header, const struct iovec *iov, unsigned iov_count);
+/* The device has buffers again, or takes frames at all: what waits is delivered soon, from the loop. Cheap. */
+void net_receive_ready(struct net *net);
+/* NET_OFFLOAD_... that receive() may be given; none at first. Any thread. */
+void net_set_offloads(struct net *net, unsigned offloads);
 
-static inline void net_destroy(struct net *net)
-{
-	if (net)
-		net->ops->destroy(net);
-}
+/* Is somebody at the other end? */
+bool net_link(const struct net *net);
+/* The card's address, from the options or made up (net_options.h). */
+const uint8_t *net_mac(const struct net *net);
+/* Queue pairs that the device is to offer, from the options (1). */
+unsigned net_queue_pairs(const struct net *net);
+/* The MTU for the device to announce; 0: none of its own (1500). */
+unsigned net_mtu(const struct net *net);
+/* For messages: "user", "tap0", "unix:/run/passt.sock", "switch:lab". */
+const char *net_name(const struct net *net);
+void net_counters(const struct net *net, struct net_counters *counters);
 
-static inline int net_send(struct net *net, const struct net_header *header, const struct iovec *iov, unsigned count,
-                           size_t length)
-{
-	return net->ops->send(net, header, iov, count, length);
-}
-
-static inline void net_accept_input(struct net *net)
-{
-	if (net->ops->accept_input)
-		net->ops->accept_input(net);
-}
-
-static inline void net_set_offloads(struct net *net, unsigned offloads)
-{
-	if (net->ops->set_offloads)
-		net->ops->set_offloads(net, offloads & net->offloads_receive);
-}
-
-/* ---- for the back end ---- */
-
-/* `header` NULL: nothing is left to do. False: keep the frame and wait for accept_input. Nobody connected: it is
- * dropped. */
-static inline bool net_receive(struct net *net, const struct net_header *header, const struct iovec *iov,
-                               unsigned count, size_t length)
-{
-	static const struct net_header plain;
-
-	if (!net->client.receive)
-		return true;
-	return net->client.receive(net->client.owner, header ? header : &plain, iov, count, length);
-}
-
-static inline void net_writable(struct net *net)
-{
-	if (net->client.writable)
-		net->client.writable(net->client.owner);
-}
-
-static inline void net_set_link(struct net *net, bool up)
-{
-	net->link_down = !up;
-	if (net->client.link_changed)
-		net->client.link_changed(net->client.owner, up);
-}
+/*
+ * Two nets that are one cable, for tests: what one sends the other receives. Both on one loop. False: out of memory.
+ */
+bool net_pair(struct net *ends[2]);
