@@ -752,6 +752,7 @@ int main(void)
 	    cmocka_unit_test(file_full),
 	    cmocka_unit_test(stdio_pipes),
 	    cmocka_unit_test(input_backpressure),
+	    cmocka_unit_test(type_ahead),
 	    cmocka_unit_test(output_backpressure),
 	    cmocka_unit_test(stuck_reader),
 	    cmocka_unit_test(stdout_closed),
