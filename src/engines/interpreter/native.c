@@ -145,7 +145,7 @@ static struct native_entry *entry_get(struct native *native, const struct native
 	hash = hash_bytes(hash, &plan->elements, sizeof plan->elements);
 	struct native_entry **bucket = &native->buckets[hash % BUCKETS];
 	for (struct native_entry *e = *bucket; e; e = e->next)
-		if (e->hash == hash && e->code_length == length && !memcmp(e->code, stub, length) &&
+		if (e->hash == hash && e->code_length == length && (!length || !memcmp(e->code, stub, length)) &&
 		    same_form(&e->form, &plan->form) && (length || e->form.run == plan->form.run) &&
 		    !memcmp(&e->elements, &plan->elements, sizeof e->elements))
 			return e;

@@ -510,6 +510,8 @@ static void plan_alignment(const ZydisDecodedInstruction *i, struct native_plan 
 	plan->form.natural_alignment = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
 	if (plan->elements.shape != ELEMENTS_NONE)
 		plan->form.natural_alignment = plan->elements.vector_mask ? 1 : plan->elements.element_size;
+	else if (i->meta.category == ZYDIS_CATEGORY_EXPAND || i->meta.category == ZYDIS_CATEGORY_COMPRESS)
+		plan->form.natural_alignment = 2;
 }
 
 /* Register numbers of the operand fields after renaming; the operand's own where nothing was renamed. */
