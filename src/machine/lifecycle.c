@@ -102,10 +102,10 @@ void machine_unlock(struct machine *machine)
 void machine_end(struct machine *machine, enum machine_end reason, int status)
 {
 	struct lifecycle *life = lifecycle_of(machine);
-	int running = MACHINE_RUNNING;
+	int64_t running = MACHINE_RUNNING;
 
-	atomic_store(&life->end_status, status);
-	if (atomic_compare_exchange_strong(&life->end, &running, reason))
+	/* Reason and status in one word, so that the first caller's pair stays together. */
+	if (atomic_compare_exchange_strong(&life->end, &running, (int64_t)status << 32 | (uint32_t)reason))
 		wake(life);
 }
 
@@ -274,6 +274,6 @@ enum machine_end machine_run(struct machine *machine, int *debug_exit_status)
 	clock_pause(machine->clock);
 
 	if (debug_exit_status)
-		*debug_exit_status = atomic_load(&life->end_status);
-	return atomic_load(&life->end);
+		*debug_exit_status = (int)(atomic_load(&life->end) >> 32);
+	return (enum machine_end)(uint32_t)atomic_load(&life->end);
 }

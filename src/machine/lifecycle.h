@@ -23,8 +23,7 @@ struct lifecycle {
 	bool ending;          /* threads shall leave */
 	struct vcpu *stepper; /* the one vCPU that may run while paused; it clears this when its instruction is done */
 
-	_Atomic int end; /* enum machine_end; the first one wins */
-	_Atomic int end_status;
+	_Atomic int64_t end; /* enum machine_end in the low half, the status in the high one; the first one wins */
 	_Atomic bool reset_wanted;
 	int wake_fd; /* eventfd: end or reset was asked for */
 	struct event_source *wake_source;
