@@ -2,7 +2,7 @@
  * What the native*.c files share: the plan of a form (what its stub loads, executes and stores), and the cache's
  * entries.
  *
- * native_encode.c makes the plan and re-encodes the instruction for 64-bit code; native_stub.c turns a plan into code;
+ * native_plan.c makes the plan, native_encode.c the instruction for 64-bit code; native_stub.c turns a plan into code;
  * native.c keeps forms; native_fault.c takes the host's signals; native_x87.c, native_xsave.c and native_vector.c are
  * the special routines.
  */
@@ -87,9 +87,13 @@ static inline const struct native_entry *native_entry_of(const struct native_ope
 struct cpu_model;
 void native_find_features(struct native *native, const struct cpu_model *model);
 
-/* native_encode.c. False: not an instruction for the host. */
+/* native_plan.c. False: not an instruction for the host. */
 bool native_plan_make(const struct native *native, const ZydisDecodedInstruction *instruction,
                       const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_plan *plan);
+
+/* native_encode.c: plan->code. False: it has no 64-bit form. */
+bool native_encode(const struct native *native, const ZydisDecodedInstruction *instruction,
+                   const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_plan *plan);
 
 /* native_stub.c. Returns the length. */
 size_t native_stub_emit(const struct native *native, const struct native_plan *plan, uint8_t out[NATIVE_STUB_MAX]);
