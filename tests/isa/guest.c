@@ -87,6 +87,7 @@ static void make_tables(struct guest_runner *guest)
 	static const struct isa_descriptor flat_code = {0,    0xfffff, SEG_CODE | SEG_READABLE | SEG_ACCESSED,
 	                                                true, true,    true};
 	static const struct isa_descriptor flat_data = {0, 0xfffff, SEG_WRITABLE | SEG_ACCESSED, true, true, true};
+	static const struct isa_descriptor cpu_number = {0, 0, SEG_EXPANDDOWN | SEG_ACCESSED, true, false, true};
 	uint64_t code = isa_descriptor_bytes(&flat_code), data = isa_descriptor_bytes(&flat_data);
 	uint64_t dpl = 3ull << 45, db = 1ull << 54, l = 1ull << 53;
 	uint64_t ldt = SYSTEM_LINEAR + LDT_PAGE, tss = SYSTEM_LINEAR + TSS_PAGE;
@@ -99,6 +100,7 @@ static void make_tables(struct guest_runner *guest)
 	put64(guest, GDT_PAGE + 0x20, code);
 	put64(guest, GDT_PAGE + 0x28, data);
 	put64(guest, GDT_PAGE + 0x30, (code & ~db) | l);
+	put64(guest, GDT_PAGE + 0x78, isa_descriptor_bytes(&cpu_number));
 	put64(guest, GDT_PAGE + TSS_SELECTOR, 0x67 | (tss & 0xffffff) << 16 | 0x8bull << 40 | (tss >> 24 & 0xff) << 56);
 	put64(guest, GDT_PAGE + TSS_SELECTOR + 8, tss >> 32);
 	put64(guest, GDT_PAGE + LDT_SELECTOR,
