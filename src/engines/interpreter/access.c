@@ -5,10 +5,20 @@
 
 #include "x86/segments.h"
 
-/* GDT and the like aside, only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). */
+/*
+ * Only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). Flat 32-bit code reaches the segment's limit only at the very end of
+ * the 4 GiB.
+ */
+bool operand_in_range(struct vcpu *vcpu, uint64_t linear, unsigned size)
+{
+	if (likely(cpu_64bit_code(&vcpu->state)))
+		return cpu_canonical(linear) && cpu_canonical(linear + size - 1);
+	return !(interpreter_of(vcpu)->mode & MODE_FLAT) || linear + size - 1 <= 0xffffffff;
+}
+
 void slow_check(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
 {
-	if (unlikely(!cpu_canonical(linear) || !cpu_canonical(linear + size - 1)) && cpu_64bit_code(&vcpu->state))
+	if (unlikely(!operand_in_range(vcpu, linear, size)))
 		x86_raise(vcpu, insn->stack_segment ? VECTOR_SS : VECTOR_GP);
 }
 

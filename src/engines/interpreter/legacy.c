@@ -83,7 +83,8 @@ static void bound(PARAMETERS, uint64_t linear)
 	int32_t index, low, high;
 
 	SLOW_ENTER;
-	uint64_t limits = mmu_read(vcpu, linear, size * 2);
+	check_alignment(vcpu, linear, size);
+	uint64_t limits = slow_read(vcpu, insn, linear, size * 2);
 	if (size == 2) {
 		index = (int16_t)REG16(insn->a);
 		low = (int16_t)limits;
@@ -135,6 +136,8 @@ bool legacy_decode(struct decoder *d)
 		return true;
 	case ZYDIS_MNEMONIC_BOUND:
 		insn = emit_memory_at(d, &d->operand[1], d->instruction.operand_width / 4, false, bound);
+		if (insn[-1].run == address_general)
+			insn[-1].b &= (uint8_t)~GENERAL_ALIGN; /* of each limit alone: the handler checks it */
 		insn->a = (uint8_t)register_offset(d->operand[0].reg.value);
 		insn->b = (uint8_t)(d->instruction.operand_width / 8);
 		return true;

@@ -128,11 +128,11 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
 /* Before an operand's page is looked for: #MF that is pending, #GP for alignment, then the canonical check, then #AC. */
 static void check_operand(struct vcpu *vcpu, const struct insn *insn, const struct native_form *form, uint64_t linear)
 {
-	bool canonical = cpu_canonical(linear) && cpu_canonical(linear + form->memory_size - 1);
+	bool in_range = operand_in_range(vcpu, linear, form->memory_size);
 
-	native_check_operand(vcpu, form, canonical || form->alignment > 1 ? linear : linear & ~63ull);
+	native_check_operand(vcpu, form, in_range || form->alignment > 1 ? linear : linear & ~63ull);
 	/* 80 bits are two accesses: the first one's page comes before the second one's address. */
-	if (form->memory_size == 10 && cpu_canonical(linear))
+	if (form->memory_size == 10 && operand_in_range(vcpu, linear, 8))
 		mmu_translate(vcpu, linear, form->writes_memory ? MMU_WRITE : MMU_READ, vcpu->mmu.view);
 	slow_check(vcpu, insn, linear, form->memory_size);
 }

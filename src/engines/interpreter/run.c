@@ -320,7 +320,8 @@ static bool step(struct vcpu *vcpu)
 	s->rflags &= ~FLAG_RF;
 	interpreter->no_trap = false;
 	enter_block(vcpu);
-	if (trap && !interpreter->no_trap)
+	/* A load of SS loses its own single-step trap (SDM 3A 6.8.3). */
+	if (trap && !interpreter->no_trap && !(s->interrupt_shadow & SHADOW_MOV_SS))
 		s->pending_debug |= DR6_BS;
 	if (interpreter->leave)
 		return true;

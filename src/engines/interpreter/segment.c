@@ -215,8 +215,10 @@ static void arpl_memory(PARAMETERS, uint64_t linear)
 	bool adjusted;
 	uint64_t block_rip = exact_enter(vcpu, insn, flags);
 
-	uint16_t result = arpl_result((uint16_t)slow_read_for_write(vcpu, insn, linear, 2), REG16(insn->a), &adjusted);
-	mmu_write(vcpu, linear, 2, result);
+	/* Written only when it changes, as on the silicon. */
+	uint16_t result = arpl_result((uint16_t)slow_read(vcpu, insn, linear, 2), REG16(insn->a), &adjusted);
+	if (adjusted)
+		mmu_write(vcpu, linear, 2, result);
 	set_zf(vcpu, adjusted);
 	EXACT_LEAVE;
 }
