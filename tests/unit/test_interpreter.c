@@ -24,17 +24,17 @@
 #include "x86/system.h"
 
 #define MEMORY_BYTES (16u << 20)
-#define CODE	     0x10000ull
-#define DATA	     0x20000ull
-#define STACK	     0x30000ull
-#define GDT	     0x1000ull
-#define IDT	     0x2000ull
-#define TABLES	     0x4000ull /* page tables */
+#define CODE         0x10000ull
+#define DATA         0x20000ull
+#define STACK        0x30000ull
+#define GDT          0x1000ull
+#define IDT          0x2000ull
+#define TABLES       0x4000ull /* page tables */
 
 /* PROGRAM(name, bits, text): name_start .. name_end */
 #define PROGRAM(name, bits, text)                                                                                      \
-	__asm__(".pushsection .rodata\n.globl " #name "_start, " #name "_end\n.code" #bits "\n" #name "_start:\n" text  \
-		"\n" #name "_end:\n.code64\n.popsection\n");                                                           \
+	__asm__(".pushsection .rodata\n.globl " #name "_start, " #name "_end\n.code" #bits "\n" #name "_start:\n" text \
+	        "\n" #name "_end:\n.code64\n.popsection\n");                                                           \
 	extern const uint8_t name##_start[], name##_end[]
 
 struct fixture {
@@ -100,9 +100,11 @@ static int teardown(void **state)
 	return 0;
 }
 
-static void set_segment(struct fixture *f, enum segment_register n, uint16_t selector, uint64_t base, uint32_t limit, uint32_t access)
+static void set_segment(struct fixture *f, enum segment_register n, uint16_t selector, uint64_t base, uint32_t limit,
+                        uint32_t access)
 {
-	f->vcpu.state.segment[n] = (struct segment){.base = base, .limit = limit, .access = access, .selector = selector};
+	f->vcpu.state.segment[n] =
+	    (struct segment){.base = base, .limit = limit, .access = access, .selector = selector};
 }
 
 static void set_data_segments(struct fixture *f, uint16_t selector, uint64_t base, uint32_t limit, uint32_t access)
@@ -532,13 +534,15 @@ static void test_faults(void **state)
 		uint8_t code[16];
 		unsigned vector;
 	} cases[] = {
-		{{0xf7, 0xf1}, VECTOR_DE},                                     /* div %ecx, 0 */
-		{{0x48, 0xa1, 0, 0, 0, 0, 0, 0, 0, 0x80}, VECTOR_GP},          /* movabs non-canonical */
-		{{0x48, 0xc7, 0xc4, 0, 0, 0, 0x80, 0x48, 0xc1, 0xe4, 0x10, 0x50}, VECTOR_SS}, /* push at a non-canonical RSP */
-		{{0xf0, 0x01, 0xc0}, VECTOR_UD},                               /* LOCK ADD of registers */
-		{{0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90}, VECTOR_GP},
-		{{0x06}, VECTOR_UD},
-		{{0xcc}, VECTOR_BP},
+	    {{0xf7, 0xf1}, VECTOR_DE},                            /* div %ecx, 0 */
+	    {{0x48, 0xa1, 0, 0, 0, 0, 0, 0, 0, 0x80}, VECTOR_GP}, /* movabs non-canonical */
+	    {{0x48, 0xc7, 0xc4, 0, 0, 0, 0x80, 0x48, 0xc1, 0xe4, 0x10, 0x50},
+	     VECTOR_SS},                     /* push at a non-canonical RSP */
+	    {{0xf0, 0x01, 0xc0}, VECTOR_UD}, /* LOCK ADD of registers */
+	    {{0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x66, 0x90},
+	     VECTOR_GP},
+	    {{0x06}, VECTOR_UD},
+	    {{0xcc}, VECTOR_BP},
 	};
 	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
 		start_64(f, cases[i].code, cases[i].code + 16);
@@ -729,10 +733,14 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-		T(test_arithmetic),	T(test_memory),	    T(test_control),	 T(test_strings),
-		T(test_vectors),	T(test_self_modifying), T(test_flat_32), T(test_real_mode),
-		T(test_faults),		T(test_crossing_instruction), T(test_single_step), T(test_watchpoint),
-		T(test_alignment_check), T(test_kick),	    T(test_speed),
+	    T(test_arithmetic),      T(test_memory),
+	    T(test_control),         T(test_strings),
+	    T(test_vectors),         T(test_self_modifying),
+	    T(test_flat_32),         T(test_real_mode),
+	    T(test_faults),          T(test_crossing_instruction),
+	    T(test_single_step),     T(test_watchpoint),
+	    T(test_alignment_check), T(test_kick),
+	    T(test_speed),
 	};
 
 	native_install_handlers();
