@@ -112,7 +112,8 @@ void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp)
 	emit_lea_full(e, true, false, reg, base, NO_REGISTER, 0, disp);
 }
 
-void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index, unsigned scale, int32_t disp)
+void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index,
+                   unsigned scale, int32_t disp)
 {
 	bool sib = index != NO_REGISTER || base == NO_REGISTER || (base & 7) == 4;
 	unsigned mod = base == NO_REGISTER ? 0 : disp == 0 && (base & 7) != 5 ? 0 : disp == (int8_t)disp ? 1 : 2;
@@ -123,7 +124,8 @@ void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, u
 	emit_byte(e, 0x8d);
 	emit_byte(e, mod << 6 | (reg & 7) << 3 | (sib ? 4 : base & 7));
 	if (sib)
-		emit_byte(e, scale << 6 | (index == NO_REGISTER ? 4 : index & 7) << 3 | (base == NO_REGISTER ? 5 : base & 7));
+		emit_byte(e, scale << 6 | (index == NO_REGISTER ? 4 : index & 7) << 3 |
+		                 (base == NO_REGISTER ? 5 : base & 7));
 	if (mod == 1)
 		emit_byte(e, (uint8_t)disp);
 	else if (mod == 2 || base == NO_REGISTER)

@@ -1,8 +1,9 @@
 /*
- * Emitting x86-64 host code: bytes and encodings, no meaning. A cursor in the writable view of a code arena; running out of room is
- * remembered (`full`), never written over.
+ * Emitting x86-64 host code: bytes and encodings, no meaning. A cursor in the writable view of a code arena; running
+ * out of room is remembered (`full`), never written over.
  *
- * Registers are host registers 0-15. "abs" operands are absolute addresses below 2 GiB ([disp32]); the translator's data lives there.
+ * Registers are host registers 0-15. "abs" operands are absolute addresses below 2 GiB ([disp32]); the translator's
+ * data lives there.
  */
 #pragma once
 
@@ -28,11 +29,26 @@ void emit_op_reg(struct emitter *e, bool wide, unsigned opcode, unsigned reg, un
 /* Group 1 (81h /extension) rm, imm32. */
 void emit_group1(struct emitter *e, bool wide, unsigned extension, unsigned rm, int32_t immediate);
 
-static inline void emit_load(struct emitter *e, unsigned reg, uint32_t abs) { emit_op_abs(e, true, 0x8b, reg, abs); }
-static inline void emit_store(struct emitter *e, unsigned reg, uint32_t abs) { emit_op_abs(e, true, 0x89, reg, abs); }
-static inline void emit_load32(struct emitter *e, unsigned reg, uint32_t abs) { emit_op_abs(e, false, 0x8b, reg, abs); }
-static inline void emit_store32(struct emitter *e, unsigned reg, uint32_t abs) { emit_op_abs(e, false, 0x89, reg, abs); }
-static inline void emit_move(struct emitter *e, unsigned to, unsigned from) { emit_op_reg(e, true, 0x89, from, to); }
+static inline void emit_load(struct emitter *e, unsigned reg, uint32_t abs)
+{
+	emit_op_abs(e, true, 0x8b, reg, abs);
+}
+static inline void emit_store(struct emitter *e, unsigned reg, uint32_t abs)
+{
+	emit_op_abs(e, true, 0x89, reg, abs);
+}
+static inline void emit_load32(struct emitter *e, unsigned reg, uint32_t abs)
+{
+	emit_op_abs(e, false, 0x8b, reg, abs);
+}
+static inline void emit_store32(struct emitter *e, unsigned reg, uint32_t abs)
+{
+	emit_op_abs(e, false, 0x89, reg, abs);
+}
+static inline void emit_move(struct emitter *e, unsigned to, unsigned from)
+{
+	emit_op_reg(e, true, 0x89, from, to);
+}
 void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value);
 /* mov dword/qword [abs], imm32 (sign-extended). */
 void emit_store_imm(struct emitter *e, bool wide, uint32_t abs, int32_t value);
@@ -44,7 +60,8 @@ void emit_compare8_abs(struct emitter *e, uint32_t abs, unsigned value);
 void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp);
 /* lea with index: [base + index << scale + disp]; base or index may be NO_REGISTER. `address32`: 67h. */
 #define NO_REGISTER 16u
-void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index, unsigned scale, int32_t disp);
+void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index,
+                   unsigned scale, int32_t disp);
 /* rorx reg, rm, imm8 (BMI2) */
 void emit_rorx(struct emitter *e, unsigned reg, unsigned rm, unsigned count);
 
@@ -60,4 +77,21 @@ void emit_jump_abs(struct emitter *e, uint32_t abs);
 /* jmp [base + disp32] */
 void emit_jump_base(struct emitter *e, unsigned base, int32_t disp);
 
-enum condition { CC_O, CC_NO, CC_B, CC_AE, CC_E, CC_NE, CC_BE, CC_A, CC_S, CC_NS, CC_P, CC_NP, CC_L, CC_GE, CC_LE, CC_G };
+enum condition {
+	CC_O,
+	CC_NO,
+	CC_B,
+	CC_AE,
+	CC_E,
+	CC_NE,
+	CC_BE,
+	CC_A,
+	CC_S,
+	CC_NS,
+	CC_P,
+	CC_NP,
+	CC_L,
+	CC_GE,
+	CC_LE,
+	CC_G
+};

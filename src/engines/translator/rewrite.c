@@ -85,7 +85,8 @@ static bool is_kept_prefix(uint8_t byte)
 }
 
 /* ModRM of the new instruction, and what follows it. */
-static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, const struct fields *f, unsigned base)
+static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, const struct fields *f,
+                      unsigned base)
 {
 	unsigned tail = i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
 
@@ -96,8 +97,8 @@ static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const
 	emit_bytes(e, bytes + tail, i->length - tail);
 }
 
-static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
-			   unsigned base)
+static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
+                           const uint8_t map[16], unsigned base)
 {
 	unsigned at = 0, rex = 0;
 	uint8_t prefixes[15];
@@ -124,7 +125,8 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 		/* Numbers 4-7 are AH-BH: they stay, and so must everything else (no REX). */
 		if (f->memory || rex)
 			return false;
-		if ((f->reg_gpr && f->reg < 4 && map[f->reg] != f->reg) || (f->rm_gpr && f->rm < 4 && map[f->rm] != f->rm))
+		if ((f->reg_gpr && f->reg < 4 && map[f->reg] != f->reg) ||
+		    (f->rm_gpr && f->rm < 4 && map[f->rm] != f->rm))
 			return false;
 		emit_bytes(e, prefixes, prefix_count);
 		emit_bytes(e, bytes + at, i->length - at);
@@ -154,8 +156,8 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 	return true;
 }
 
-static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
-			unsigned base)
+static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
+                        const uint8_t map[16], unsigned base)
 {
 	unsigned at = 0, map_select = 1, last, r, b = 0;
 
@@ -192,8 +194,8 @@ static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, con
 	return true;
 }
 
-static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f, const uint8_t map[16],
-			 unsigned base)
+static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
+                         const uint8_t map[16], unsigned base)
 {
 	unsigned at = 0;
 
@@ -226,8 +228,8 @@ static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, co
 	return true;
 }
 
-bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, const uint8_t *bytes,
-			 const uint8_t map[16], unsigned base)
+bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                         const uint8_t *bytes, const uint8_t map[16], unsigned base)
 {
 	struct fields f = {0};
 

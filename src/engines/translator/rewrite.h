@@ -6,11 +6,13 @@
 #include "engines/translator/emitter.h"
 
 /*
- * Emits `instruction` (of 64-bit code) with each general register n in an operand field replaced by map[n], and its memory operand (if it has one)
- * by [base], base 8-15 but not 12 or 13. False, with nothing emitted: it cannot be encoded so (AH-DH beside a REX prefix, no ModRM ...).
+ * Emits `instruction` (of 64-bit code) with each general register n in an operand field replaced by map[n], and its
+ * memory operand (if it has one) by [base], base 8-15 but not 12 or 13. False, with nothing emitted: it cannot be
+ * encoded so (AH-DH beside a REX prefix, no ModRM ...).
  */
-bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *instruction, const ZydisDecodedOperand *operands,
-			 const uint8_t *bytes, const uint8_t map[16], unsigned base);
+bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *instruction,
+                         const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
+                         unsigned base);
 
 /* 0-15 when the operand is a general register (of any width), else -1. `high`: AH, CH, DH, BH. */
 int operand_gpr(const ZydisDecodedOperand *operand, bool *high);

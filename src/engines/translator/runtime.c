@@ -38,7 +38,8 @@ static void empty_targets(struct translator *t)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned n = 0; n < XJUMP_SIZE; n++)
-			t->jump_rip[view][n] = ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
+			t->jump_rip[view][n] =
+			    ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
 	memset(t->page_key, 0xff, sizeof(t->page_key));
 }
 
@@ -93,14 +94,16 @@ typedef void enter_code(struct vcpu *vcpu, const uint8_t *host, uint32_t flags);
 
 static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
 {
-	return xblock->rip == vcpu->state.rip && xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links;
+	return xblock->generation == xblock->block->generation && xblock->rip == vcpu->state.rip &&
+	       xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links;
 }
 
-static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
+/*
+ * Translated code is about to run: in_code first, then the look at the request; translator_page_watched() of another
+ * vCPU does it the other way round, with a barrier for all threads in between.
+ */
+static void announce(struct translator *t)
 {
-	struct vcpu *vcpu = t->vcpu;
-
-	/* in_code first, then the request: translator_page_watched() of another vCPU does it the other way round, with a barrier for all. */
 	atomic_store_explicit(&t->in_code, 1, memory_order_relaxed);
 	atomic_signal_fence(memory_order_seq_cst);
 	uint32_t request = atomic_load_explicit(&t->watch_request, memory_order_acquire);
@@ -108,6 +111,13 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 		empty_tlb(t, true);
 		atomic_store(&t->watch_seen, request);
 	}
+}
+
+static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	announce(t);
 	catch_up(t);
 	t->vector_wanted = xblock->vector && !(vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512));
 	if (xblock->vector && !t->vector_wanted) {
@@ -116,6 +126,10 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 		atomic_store_explicit(&t->in_code, 0, memory_order_release);
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	}
+	/* Forms keep the guest's MXCSR in the host's register between instructions; translated code loads it with the
+	 * vector registers. */
+	if (t->vector_wanted && vcpu->mxcsr_live)
+		native_x87_save(vcpu);
 	t->counters.enters++;
 	vcpu->executing = NULL;
 	return ((enter_code *)t->enter)(vcpu, xblock->entry_b, flags);
@@ -125,8 +139,18 @@ static void translated(PARAMETERS)
 {
 	const struct xblock *xblock = insn->pointer;
 
-	if (unlikely(!enterable(vcpu, xblock)))
+	if (unlikely(!enterable(vcpu, xblock))) {
+		struct insn *slot = (struct insn *)insn;
+
+		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
+		 * while, again. */
+		if (++slot->a >= XRETRY || xblock->generation != xblock->block->generation) {
+			slot->a = 0;
+			slot->immediate = 0;
+			slot->run = translator_heat;
+		}
 		NEXT;
+	}
 	return enter(translator_of(vcpu), xblock, flags);
 }
 
@@ -152,7 +176,8 @@ void translator_heat(PARAMETERS)
 	struct xblock *xblock = block->mode == MODE_64 && !block->crosses ? translate_block(t, block, &full) : NULL;
 	if (!xblock) {
 		slot->run = untranslated;
-		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 || t->site_count > XSITES_MAX - 4096)
+		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 ||
+		    t->site_count > XSITES_MAX - 4096)
 			interpreter_of(vcpu)->cache_full = true; /* emptied between blocks */
 		NEXT;
 	}
@@ -240,7 +265,8 @@ void translator_to_address(PARAMETERS)
 
 	t->counters.leaves_indirect++;
 	if (unlikely(!cpu_canonical(rip))) {
-		/* The interpreter's slot raises it. A CALL has pushed already: below the stack pointer again, that is nothing. */
+		/* The interpreter's slot raises it. A CALL has pushed already: below the stack pointer again, that is
+		 * nothing. */
 		vcpu->state.gpr[RSP] += t->undo;
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	}
@@ -299,7 +325,9 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	uint8_t live = t->vector_live;
 	t->vector_live = 0;
 	t->vector_missing = 1;
+	atomic_store(&t->in_code, 0);
 	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, access, NULL);
+	announce(t); /* before page_flags is looked at */
 	t->vector_live = live;
 	t->vector_missing = !live;
 	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags))
@@ -348,7 +376,8 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 
 static void *low_memory(size_t size)
 {
-	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
+	void *memory =
+	    mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
 }

@@ -6,7 +6,8 @@
 /* Exits; `insn` is exit_argument. */
 handler translator_to_slot;    /* the interpreter's slot of an instruction; state.rip was set by the stub */
 handler translator_to_link;    /* a struct xlink */
-handler translator_to_address; /* an indirect transfer to translator->target; exit_argument is the slot of the instruction */
+handler translator_to_address; /* an indirect transfer to translator->target; exit_argument is the slot of the
+                                  instruction */
 handler translator_to_fault;   /* a host fault: fault_vector at a struct xsite */
 handler translator_to_vector;  /* the struct xblock whose vector registers are not there */
 

@@ -6,8 +6,8 @@
 #include "engines/translator/runtime.h"
 
 /* Guest registers that live in host registers: guest number, host number. */
-static const uint8_t mapped[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RBX, RBX},   {RSP, R11}, {RBP, RBP}, {RSI, RSI},
-				    {RDI, RDI}, {R8, R8},   {R12, R12}, {R13, R13}, {R14, R14}, {R15, R15}};
+static const uint8_t mapped[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RBX, RBX}, {RSP, R11}, {RBP, RBP}, {RSI, RSI},
+                                    {RDI, RDI}, {R8, R8},   {R12, R12}, {R13, R13}, {R14, R14}, {R15, R15}};
 #define MAPPED (sizeof(mapped) / sizeof(mapped[0]))
 static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
 
@@ -169,8 +169,8 @@ static void emit_enter(struct emitter *e, struct translator *t)
 }
 
 /*
- * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host address, which goes on in
- * R9, or the instruction is the interpreter's (exit_argument is its slot then).
+ * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host
+ * address, which goes on in R9, or the instruction is the interpreter's (exit_argument is its slot then).
  */
 static void emit_slow(struct emitter *e, struct translator *t)
 {

@@ -1,12 +1,14 @@
 /*
  * From a decoded block to host code: selection. translator.h says how registers, flags and memory are held.
  *
- * Two passes: the first decodes and finds flag liveness and how far the block can be translated; the second emits. Where an instruction is
- * not ours the code leaves to the interpreter's slot, and the rest of the block is interpreted.
+ * Two passes: the first decodes and finds flag liveness and how far the block can be translated; the second emits.
+ * Where an instruction is not ours the code leaves to the interpreter's slot, and the rest of the block is interpreted.
  */
 #include <stdlib.h>
 #include <string.h>
 
+#include "debug/disassemble.h"
+#include "debug/trace.h"
 #include "engines/translator/rewrite.h"
 #include "engines/translator/runtime.h"
 #include "memory/memory.h"
@@ -16,8 +18,8 @@
 #define PENDING_MAX 256
 #define CODE_MAX    (48u << 10) /* bytes of host code that one block can need */
 #define ALL_FLAGS   ((uint32_t)FLAG_ARITHMETIC)
-#define S1	    R9
-#define S2	    R10
+#define S1          R9
+#define S2          R10
 #define GUEST_RSP   R11
 
 enum kind {
@@ -50,11 +52,11 @@ struct item {
 /* Out-of-line code. */
 struct pending {
 	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_VECTOR, PENDING_STALE } kind;
-	uint8_t *place;       /* the jump to be fixed */
+	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;
 	struct xlink *link;
-	uint32_t tag;         /* of PENDING_SLOW: address of the tags */
+	uint32_t tag; /* of PENDING_SLOW: address of the tags */
 	uint64_t target;
 	bool in_register, in_memory; /* where flags are */
 	bool save;
@@ -90,7 +92,7 @@ static bool address_possible(const struct item *item)
 		const ZydisDecodedOperand *o = &item->operand[n];
 
 		if (is_memory(o) && (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB || item->i.address_width == 16 ||
-				     !(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
+		                     !(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
 			return false;
 	}
 	return true;
@@ -158,9 +160,10 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 static bool is_jcc(ZydisMnemonic m)
 {
 	return m == ZYDIS_MNEMONIC_JB || m == ZYDIS_MNEMONIC_JBE || m == ZYDIS_MNEMONIC_JL || m == ZYDIS_MNEMONIC_JLE ||
-	       m == ZYDIS_MNEMONIC_JNB || m == ZYDIS_MNEMONIC_JNBE || m == ZYDIS_MNEMONIC_JNL || m == ZYDIS_MNEMONIC_JNLE ||
-	       m == ZYDIS_MNEMONIC_JNO || m == ZYDIS_MNEMONIC_JNP || m == ZYDIS_MNEMONIC_JNS || m == ZYDIS_MNEMONIC_JNZ ||
-	       m == ZYDIS_MNEMONIC_JO || m == ZYDIS_MNEMONIC_JP || m == ZYDIS_MNEMONIC_JS || m == ZYDIS_MNEMONIC_JZ;
+	       m == ZYDIS_MNEMONIC_JNB || m == ZYDIS_MNEMONIC_JNBE || m == ZYDIS_MNEMONIC_JNL ||
+	       m == ZYDIS_MNEMONIC_JNLE || m == ZYDIS_MNEMONIC_JNO || m == ZYDIS_MNEMONIC_JNP ||
+	       m == ZYDIS_MNEMONIC_JNS || m == ZYDIS_MNEMONIC_JNZ || m == ZYDIS_MNEMONIC_JO || m == ZYDIS_MNEMONIC_JP ||
+	       m == ZYDIS_MNEMONIC_JS || m == ZYDIS_MNEMONIC_JZ;
 }
 
 static enum kind classify(struct translation *tr, struct item *item, const uint8_t *bytes)
@@ -191,7 +194,8 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	case ZYDIS_MNEMONIC_CALL:
 		return classify_branch(item, KIND_CALL, KIND_CALL_INDIRECT);
 	case ZYDIS_MNEMONIC_RET:
-		return item->i.operand_width == 64 && item->i.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR ? KIND_RET : KIND_FALLBACK;
+		return item->i.operand_width == 64 && item->i.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR ? KIND_RET
+		                                                                                        : KIND_FALLBACK;
 	default:
 		return classify_generic(tr, item, bytes);
 	}
@@ -203,7 +207,8 @@ static bool ends_block(enum kind kind)
 }
 
 /* Which flags an instruction reads, and which it surely gives a new value. */
-static void find_flags(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operand, uint32_t *read, uint32_t *killed)
+static void find_flags(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operand, uint32_t *read,
+                       uint32_t *killed)
 {
 	const ZydisAccessedFlags *f = i->cpu_flags;
 
@@ -219,7 +224,8 @@ static void find_flags(const ZydisDecodedInstruction *i, const ZydisDecodedOpera
 		for (unsigned n = 0; n < i->operand_count; n++)
 			if (operand[n].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
 				count = &operand[n];
-		if (i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && (!count || !(count->imm.value.u & (i->operand_width == 64 ? 63 : 31))))
+		if (i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+		    (!count || !(count->imm.value.u & (i->operand_width == 64 ? 63 : 31))))
 			*killed = 0;
 	}
 	if (i->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
@@ -242,8 +248,8 @@ static uint64_t branch_target(const struct translation *tr, const struct item *i
 }
 
 /*
- * Flags that code at `target` may read before it gives them values: looks ahead in the same page, whose generation this block depends on
- * anyway.
+ * Flags that code at `target` may read before it gives them values: looks ahead in the same page, whose generation this
+ * block depends on anyway.
  */
 static uint32_t flags_wanted(struct translation *tr, uint64_t target)
 {
@@ -258,7 +264,8 @@ static uint32_t flags_wanted(struct translation *tr, uint64_t target)
 		ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
 		uint32_t read, killed;
 
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&tr->own_decoder, page + at, MEMORY_PAGE_SIZE - at, &i, operand)))
+		if (!ZYAN_SUCCESS(
+		        ZydisDecoderDecodeFull(&tr->own_decoder, page + at, MEMORY_PAGE_SIZE - at, &i, operand)))
 			return ALL_FLAGS;
 		find_flags(&i, operand, &read, &killed);
 		wanted |= read & ~settled;
@@ -329,7 +336,8 @@ static bool first_pass(struct translation *tr)
 	while (tr->count < block->count && tr->count < BLOCK_MAX) {
 		struct item *item = &tr->item[tr->count];
 
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&tr->own_decoder, block->bytes + offset, block->length - offset, &item->i, item->operand)))
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&tr->own_decoder, block->bytes + offset,
+		                                         block->length - offset, &item->i, item->operand)))
 			return false;
 		item->offset = (uint16_t)offset;
 		item->form = NULL;
@@ -338,7 +346,8 @@ static bool first_pass(struct translation *tr)
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		offset += item->i.length;
 		tr->count++;
-		if (item->kind == KIND_GENERIC && (item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512)))
+		if (item->kind == KIND_GENERIC &&
+		    (item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512)))
 			tr->vector = true;
 		if (ends_block(item->kind))
 			break;
@@ -433,12 +442,12 @@ static struct xsite *new_site(struct translation *tr, const struct item *item, u
 	}
 	struct xsite *site = &t->sites[t->site_count++];
 	*site = (struct xsite){
-		.host = (uint32_t)(tr->e.at - t->arena.write),
-		.size = (uint8_t)(size > 64 ? 64 : size),
-		.write = write,
-		.flags_in_register = tr->in_register,
-		.slot = item->slot,
-		.rip = tr->rip,
+	    .host = (uint32_t)(tr->e.at - t->arena.write),
+	    .size = (uint8_t)(size > 64 ? 64 : size),
+	    .write = write,
+	    .flags_in_register = tr->in_register,
+	    .slot = item->slot,
+	    .rip = tr->rip,
 	};
 	return site;
 }
@@ -458,7 +467,8 @@ static unsigned address_register(struct translation *tr, ZydisRegister reg, unsi
 }
 
 /* The effective address of an operand into `to` (S1 or any register for LEA); clobbers S1, S2. No flags. */
-static void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to, bool wide)
+static void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to,
+                            bool wide)
 {
 	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
 
@@ -475,11 +485,13 @@ static void lower_effective(struct translation *tr, const struct item *item, con
 	unsigned base = address_register(tr, o->mem.base, S1);
 	unsigned index = address_register(tr, o->mem.index, S2);
 	static const uint8_t shift[] = {0, 0, 1, 0, 2, 0, 0, 0, 3};
-	emit_lea_full(&tr->e, wide, false, to, base, index, o->mem.index == ZYDIS_REGISTER_NONE ? 0 : shift[o->mem.scale], (int32_t)disp);
+	emit_lea_full(&tr->e, wide, false, to, base, index,
+	              o->mem.index == ZYDIS_REGISTER_NONE ? 0 : shift[o->mem.scale], (int32_t)disp);
 }
 
 /*
- * The TLB look-up: linear address in S1; afterwards the host address. Destroys EFLAGS and S2; live flags have been kept.
+ * The TLB look-up: linear address in S1; afterwards the host address. Destroys EFLAGS and S2; live flags have been
+ * kept.
  */
 static void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write)
 {
@@ -501,7 +513,8 @@ static void lower_check(struct translation *tr, const struct item *item, unsigne
 }
 
 /* An explicit memory operand: host address in S1. */
-static void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size, bool write)
+static void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+                         bool write)
 {
 	flags_keep(tr, item->live_before);
 	lower_effective(tr, item, o, S1, item->i.address_width == 64);
@@ -709,7 +722,9 @@ static void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 
 		/* The key that the link is good for stands behind it (translator_to_link fills it): compared in one. */
 		emit_load(e, S1, xabs(key));
-		emit_op_abs(e, true, 0x3b, S1, xabs(&link->rip) + (uint32_t)offsetof(struct xlink, key) - (uint32_t)offsetof(struct xlink, rip));
+		emit_op_abs(e, true, 0x3b, S1,
+		            xabs(&link->rip) + (uint32_t)offsetof(struct xlink, key) -
+		                (uint32_t)offsetof(struct xlink, rip));
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
@@ -732,9 +747,9 @@ static void exit_indirect(struct translation *tr, const struct item *item, int32
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 
-	emit_op_reg(e, false, 0x89, S1, S2);              /* mov r10d, r9d */
-	emit_group1(e, false, 4, S2, XJUMP_SIZE - 1);     /* and */
-	emit_byte(e, 0x4e);                               /* cmp r9, [r10*8 + jump_rip] */
+	emit_op_reg(e, false, 0x89, S1, S2);          /* mov r10d, r9d */
+	emit_group1(e, false, 4, S2, XJUMP_SIZE - 1); /* and */
+	emit_byte(e, 0x4e);                           /* cmp r9, [r10*8 + jump_rip] */
 	emit_byte(e, 0x3b);
 	emit_byte(e, 0x0c);
 	emit_byte(e, 0xd5);
@@ -807,7 +822,8 @@ static void translate_terminal(struct translation *tr, const struct item *item)
 	case KIND_JCC: {
 		flags_want(tr);
 		unsigned opcode = tr->block->bytes[item->offset + item->i.raw.prefix_count];
-		unsigned condition = (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
+		unsigned condition =
+		    (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
 		struct pending *p = pend(tr, PENDING_TAKEN, emit_jump_if(e, condition));
 		p->target = branch_target(tr, item);
 		p->site = NULL;
@@ -839,8 +855,10 @@ static void translate_terminal(struct translation *tr, const struct item *item)
 		lower_check(tr, item, 8, false);
 		emit_op_base(e, true, 0x8b, S1, S1, 0);
 		exit_indirect(tr, item,
-			      8 + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (int32_t)item->operand[0].imm.value.u : 0),
-			      0);
+		              8 + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+		                       ? (int32_t)item->operand[0].imm.value.u
+		                       : 0),
+		              0);
 		break;
 	default:
 		tr->failed = true;
@@ -850,7 +868,8 @@ static void translate_terminal(struct translation *tr, const struct item *item)
 
 /* ---- a block's entries ---- */
 
-/* Leaves when the page was written since, or the vector registers are not here: without touching flags, where they are live. */
+/* Leaves when the page was written since, or the vector registers are not here: without touching flags, where they are
+ * live. */
 static void emit_checks_keeping_flags(struct translation *tr)
 {
 	struct emitter *e = &tr->e;
@@ -999,6 +1018,36 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		emit_pending(tr, n, xblock);
 }
 
+/* --trace translate: guest code, then host code. */
+static void trace_translation(struct translation *tr, const struct xblock *xblock, const uint8_t *code)
+{
+	struct vcpu *vcpu = tr->t->vcpu;
+	char text[128];
+
+	if (!trace_on(vcpu->trace, TRACE_TRANSLATE))
+		return;
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block %llu at %016llx, view %u, flags in %#x",
+	      (unsigned long long)tr->t->counters.blocks, (unsigned long long)tr->rip, tr->view,
+	      tr->item[0].live_before);
+	for (unsigned n = 0; n < tr->count; n++) {
+		const struct item *item = &tr->item[n];
+
+		disassemble(tr->block->bytes + item->offset, item->i.length, 64, tr->rip + item->offset, text,
+		            sizeof(text));
+		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  %016llx %s%s",
+		      (unsigned long long)(tr->rip + item->offset), text,
+		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
+	}
+	for (const uint8_t *at = code; at < tr->e.at;) {
+		uint64_t host = (uint64_t)(uintptr_t)code_arena_executable(&tr->t->arena, at);
+		unsigned length = disassemble(at, (size_t)(tr->e.at - at), 64, host, text, sizeof(text));
+
+		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "    %s%012llx %s",
+		      host == (uint64_t)(uintptr_t)xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
+		at += length;
+	}
+}
+
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full)
 {
 	struct translation *tr = t->scratch;
@@ -1024,17 +1073,22 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->failed = tr->vector = false;
 	tr->rip = t->vcpu->state.rip;
 	tr->view = t->vcpu->mmu.view;
-	
+
 	if (!first_pass(tr))
 		return NULL;
 	struct xblock *xblock = malloc(sizeof(*xblock));
 	uint8_t *code = code_arena_allocate(&t->arena, CODE_MAX, 16);
-	if (!xblock || !code || t->link_count + 2 * BLOCK_MAX > XLINKS_MAX || t->site_count + 4 * BLOCK_MAX > XSITES_MAX) {
+	if (!xblock || !code || t->link_count + 2 * BLOCK_MAX > XLINKS_MAX ||
+	    t->site_count + 4 * BLOCK_MAX > XSITES_MAX) {
 		free(xblock);
 		*full = true;
 		return NULL;
 	}
-	*xblock = (struct xblock){.rip = tr->rip, .block = block, .view = (uint8_t)tr->view, .vector = tr->vector};
+	*xblock = (struct xblock){.rip = tr->rip,
+	                          .block = block,
+	                          .generation = block->generation,
+	                          .view = (uint8_t)tr->view,
+	                          .vector = tr->vector};
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
 	second_pass(tr, xblock);
 	if (tr->failed || tr->e.full) {
@@ -1046,6 +1100,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		return NULL;
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
+	trace_translation(tr, xblock, code);
 	t->counters.blocks++;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.instructions += tr->count;

@@ -1,26 +1,27 @@
 /*
  * The translator: hot blocks of the interpreter become host code.
  *
- * It is a tier of the interpreter, not an engine beside it: it takes the interpreter's decoded blocks, run loop, code watch and events,
- * and gives any instruction that it does not translate back to the interpreter's slot of that instruction. So every behaviour is the
- * interpreter's, and only speed is added.
+ * It is a tier of the interpreter, not an engine beside it: it takes the interpreter's decoded blocks, run loop, code
+ *watch and events, and gives any instruction that it does not translate back to the interpreter's slot of that
+ *instruction. So every behaviour is the interpreter's, and only speed is added.
  *
  *	interpreter block:  [heat | slot | slot | ... ]     the heat slot counts entries, then translates, then enters:
  *	                       |
  *	                       v enter trampoline: guest registers into host registers
  *	translated block:   B: flags from memory   A: checks   code ...   exits
- *	                       |                                            |-> another block, directly, through its link
- *	                       |                                            |-> the run loop, or a slot of the interpreter
+ *	                       |                                            |-> another block, directly, through its
+ *link |                                            |-> the run loop, or a slot of the interpreter
  *
- * Registers in translated code. Guest RAX-RDI, R8, R12-R15 are in the host registers of the same number; guest RSP is in host R11; guest
- * R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All data of the translator and the vCPU block
- * lie below 2 GiB and are addressed absolutely. Vector registers are the guest's while `vector_live`.
+ * Registers in translated code. Guest RAX-RDI, R8, R12-R15 are in the host registers of the same number; guest RSP is
+ *in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All data
+ *of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the guest's
+ *while `vector_live`.
  *
- * Flags. Guest arithmetic flags are in the host's EFLAGS, or, where a check would destroy live ones, in `flags` (the form of flags.h). A
- * block has two entries: B takes them from `flags`, A from EFLAGS.
+ * Flags. Guest arithmetic flags are in the host's EFLAGS, or, where a check would destroy live ones, in `flags` (the
+ *form of flags.h). A block has two entries: B takes them from `flags`, A from EFLAGS.
  *
- * Memory. An operand's address goes through `tlb` (XOR form: one compare for tag and page crossing). Write entries exist only for pages
- * that nobody watches (page_flags 0), so translated stores need no look at the flags afterwards.
+ * Memory. An operand's address goes through `tlb` (XOR form: one compare for tag and page crossing). Write entries
+ *exist only for pages that nobody watches (page_flags 0), so translated stores need no look at the flags afterwards.
  *
  * Everything is per vCPU, and used on its thread.
  */
@@ -42,6 +43,7 @@
 #define XLINKS_MAX   (1u << 18)
 #define XSITES_MAX   (1u << 20)
 #define XHEAT        24
+#define XRETRY       200 /* entries at another address before a block is translated for that one */
 
 struct xtlb_entry {
 	uint64_t tag;  /* linear page, or one that does not belong into this slot */
@@ -53,6 +55,7 @@ struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
 	const uint8_t *entry_a, *entry_b;
 	struct block *block;
+	uint32_t generation; /* of the page when it was translated */
 	uint8_t view;
 	bool vector; /* uses vector registers */
 	struct xblock *next;
@@ -84,10 +87,11 @@ struct translator {
 	const uint8_t *jump_host[MMU_VIEWS][XJUMP_SIZE];
 	uint64_t page_key[MMU_VIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 
-	uint64_t target;   /* for trampolines and CALLs */
+	uint64_t target; /* for trampolines and CALLs */
 	uint64_t exit_argument;
 	uint64_t host_rsp;
-	uint64_t release, undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
+	uint64_t release,
+	    undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
 	struct translation *scratch;
 	struct xblock *blocks; /* all, to be freed */
 	uint32_t flags;
@@ -100,15 +104,16 @@ struct translator {
 	struct vcpu *vcpu;
 	struct code_arena arena;
 	uint8_t *arena_start; /* writable view, behind the trampolines */
-	uint64_t epoch; /* what the caches above were made for */
+	uint64_t epoch;       /* what the caches above were made for */
 	/*
-	 * A vCPU that begins to watch a page has no other's write entries for it: it asks by `watch_request`, and waits until this one has left
-	 * translated code (in_code 0) or seen the request.
+	 * A vCPU that begins to watch a page has no other's write entries for it: it asks by `watch_request`, and waits
+	 * until this one has left translated code (in_code 0) or seen the request.
 	 */
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *slow; /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector,
+	    *slow; /* trampolines, writable view */
 	struct xlink *links;
 	uint32_t link_count;
 	struct xsite *sites;
@@ -126,22 +131,24 @@ static inline uint32_t xabs(const volatile void *pointer)
 	return (uint32_t)(uintptr_t)pointer;
 }
 
-/* Tells whether a code page's linear address still means the same physical page: both in one word (48-bit addresses). */
+/* Tells whether a code page's linear address still means the same physical page: both in one word (48-bit addresses).
+ */
 static inline uint64_t xpage_key(uint64_t linear, uint64_t physical)
 {
 	return (linear >> 21) << 36 | physical >> 12;
 }
 
 /* runtime.c */
-struct translator *translator_create(struct vcpu *vcpu); /* NULL: errno; the vCPU must lie below 2 GiB (vcpu_allocate) */
+struct translator *
+translator_create(struct vcpu *vcpu); /* NULL: errno; the vCPU must lie below 2 GiB (vcpu_allocate) */
 void translator_destroy(struct translator *t);
 /* All translated code and links are void: the block cache was emptied. */
 void translator_flush(struct translator *t);
 /* This vCPU began to watch a page (decoded code): nobody may keep a write entry for it. */
 void translator_page_watched(struct translator *t);
 /*
- * In the signal handler: a host fault in translated code becomes the guest's exception `vector`: the context goes on in a trampoline. False: not
- * in translated code.
+ * In the signal handler: a host fault in translated code becomes the guest's exception `vector`: the context goes on in
+ * a trampoline. False: not in translated code.
  */
 bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector);
 handler translator_heat; /* the first slot of blocks that may be translated */
