@@ -1,6 +1,6 @@
 /*
- * Disks: opening images with their backing files, and the way of a request: fast path through the format's map straight to asynchronous
- * host I/O, everything else to a pool thread.
+ * Disks: opening images with their backing files, and the way of a request: fast path through the format's map straight
+ * to asynchronous host I/O, everything else to a pool thread.
  */
 #include <errno.h>
 #include <libgen.h>
@@ -37,7 +37,8 @@ static int choose_format(struct disk *disk, char *why)
 		disk->format = disk_format_find(disk->options.format);
 		if (disk->format)
 			return 0;
-		snprintf(why, DISK_WHY_SIZE, "%s: unknown format '%s' (raw, qcow2)", disk->file.path, disk->options.format);
+		snprintf(why, DISK_WHY_SIZE, "%s: unknown format '%s' (raw, qcow2)", disk->file.path,
+		         disk->options.format);
 		return -EINVAL;
 	}
 	int error = host_file_read(&disk->file, 0, head, sizeof(head));
@@ -64,7 +65,8 @@ static struct disk *open_one(const struct disk_options *options, unsigned depth,
 	disk->depth = depth;
 	disk->file.fd = -1;
 	error = host_file_open(&disk->file, options->path, options->readonly || options->snapshot,
-			       options->cache == DISK_CACHE_NONE, options->no_lock ? HOST_FILE_NO_LOCK : HOST_FILE_LOCK, why);
+	                       options->cache == DISK_CACHE_NONE, options->no_lock ? HOST_FILE_NO_LOCK : HOST_FILE_LOCK,
+	                       why);
 	if (!error)
 		error = choose_format(disk, why);
 	if (!error)
@@ -87,14 +89,15 @@ int disk_open_backing(struct disk *disk, const char *name, const char *format, c
 	struct disk_options options = {.path = path, .format = format, .readonly = true, .cache = disk->options.cache};
 
 	if (disk->depth + 1 >= BACKING_DEPTH_MAX) {
-		snprintf(why, DISK_WHY_SIZE, "%s: more than %u backing files, or a loop", disk->file.path, BACKING_DEPTH_MAX);
+		snprintf(why, DISK_WHY_SIZE, "%s: more than %u backing files, or a loop", disk->file.path,
+		         BACKING_DEPTH_MAX);
 		return -ELOOP;
 	}
 	if (strncmp(name, "file:", 5) == 0)
 		name += 5;
 	snprintf(folder, sizeof(folder), "%s", disk->file.path);
 	int length = name[0] == '/' ? snprintf(path, sizeof(path), "%s", name)
-				    : snprintf(path, sizeof(path), "%s/%s", dirname(folder), name);
+	                            : snprintf(path, sizeof(path), "%s/%s", dirname(folder), name);
 	if (length >= (int)sizeof(path)) {
 		snprintf(why, DISK_WHY_SIZE, "%s: backing file name too long", disk->file.path);
 		return -ENAMETOOLONG;
@@ -126,7 +129,8 @@ static struct disk *overlay(struct disk *base, char *why)
 		error = disk->format->open(disk, why);
 	if (error) {
 		if (!why[0])
-			snprintf(why, DISK_WHY_SIZE, "%s: no temporary overlay: %s", base->options.path, strerror(-error));
+			snprintf(why, DISK_WHY_SIZE, "%s: no temporary overlay: %s", base->options.path,
+			         strerror(-error));
 		if (disk)
 			host_file_close(&disk->file);
 		free(disk);
@@ -147,8 +151,9 @@ struct disk *disk_open(const struct disk_options *options)
 	if (!disk)
 		log_error("%s", why[0] ? why : "out of memory");
 	else if (disk->probed_raw && !disk->file.readonly)
-		log_warning("%s: taken as raw; writes that would make it look like another format are refused. Say format=raw to allow them",
-			    options->path);
+		log_warning("%s: taken as raw; writes that would make it look like another format are refused. Say "
+		            "format=raw to allow them",
+		            options->path);
 	return disk;
 }
 
@@ -208,7 +213,8 @@ int disk_readv_stack(struct disk *disk, uint64_t offset, const struct iovec *iov
 	return error;
 }
 
-/* A guest of an image that was guessed to be raw must not turn it into something that is probed as another format next time. */
+/* A guest of an image that was guessed to be raw must not turn it into something that is probed as another format next
+ * time. */
 static bool would_change_format(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)
 {
 	uint8_t head[DISK_HEAD];
@@ -231,7 +237,8 @@ static bool would_change_format(struct disk *disk, uint64_t offset, const struct
 			changes = true;
 	free(part);
 	if (changes)
-		log_warning("%s: refused a write that would make this raw image look like another format", disk->file.path);
+		log_warning("%s: refused a write that would make this raw image look like another format",
+		            disk->file.path);
 	return changes;
 }
 
@@ -319,8 +326,9 @@ static int run_request(struct disk_aio_operation *operation)
 	case DISK_DISCARD:
 		return disk->file.readonly ? -EROFS : disk->format->discard(disk, request->offset, request->length);
 	case DISK_WRITE_ZEROES:
-		return disk->file.readonly ? -EROFS
-					   : disk->format->zero(disk, request->offset, request->length, request->may_unmap);
+		return disk->file.readonly
+		           ? -EROFS
+		           : disk->format->zero(disk, request->offset, request->length, request->may_unmap);
 	}
 	return -EINVAL;
 }
@@ -348,7 +356,7 @@ static bool take_fast_path(struct disk *disk, struct pending *pending)
 	if (request->length == 0)
 		return false;
 	if (write && (disk->file.readonly || disk->options.cache == DISK_CACHE_WRITETHROUGH ||
-		      (disk->probed_raw && request->offset < DISK_HEAD)))
+	              (disk->probed_raw && request->offset < DISK_HEAD)))
 		return false;
 	if (!disk->format->map(disk, request->offset, request->length, write, &pending->extent))
 		return false;

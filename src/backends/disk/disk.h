@@ -1,13 +1,13 @@
 /*
- * Disk images: what a block device stands on. A disk is an array of bytes with asynchronous requests; formats (raw, qcow2) are one
- * `const struct disk_format` each, explicit list in disk.c.
+ * Disk images: what a block device stands on. A disk is an array of bytes with asynchronous requests; formats (raw,
+ * qcow2) are one `const struct disk_format` each, explicit list in disk.c.
  *
- * Threads: a disk belongs to one event loop's thread (its device's I/O thread); disk_submit() is called there and `done` comes back
- * there, never from inside disk_submit(). Many requests may be in flight and complete in any order; a flush covers what had completed
- * before it was submitted.
+ * Threads: a disk belongs to one event loop's thread (its device's I/O thread); disk_submit() is called there and
+ * `done` comes back there, never from inside disk_submit(). Many requests may be in flight and complete in any order; a
+ * flush covers what had completed before it was submitted.
  *
- * Errors: a host error (EIO, ENOSPC, short transfer) reaches `done` as -errno, never as success. A failed fdatasync stays failed: all
- * later flushes fail with -EIO.
+ * Errors: a host error (EIO, ENOSPC, short transfer) reaches `done` as -errno, never as success. A failed fdatasync
+ * stays failed: all later flushes fail with -EIO.
  */
 #pragma once
 
@@ -22,7 +22,8 @@ enum disk_cache { DISK_CACHE_WRITEBACK, DISK_CACHE_WRITETHROUGH, DISK_CACHE_NONE
 
 struct disk_options {
 	const char *path;
-	const char *format; /* "raw", "qcow2", or NULL: probed, and then writes that would turn a raw image into another format are refused */
+	const char *format; /* "raw", "qcow2", or NULL: probed, and then writes that would turn a raw image into another
+	                       format are refused */
 	bool readonly;
 	bool snapshot; /* writes go to an unlinked temporary overlay */
 	enum disk_cache cache;
@@ -36,7 +37,7 @@ struct disk_request {
 	uint64_t offset, length; /* bytes; length is the sum of the iovecs for READ and WRITE */
 	struct iovec *iov;       /* borrowed until done */
 	unsigned iov_count;
-	bool may_unmap; /* WRITE_ZEROES: holes are fine */
+	bool may_unmap;                                        /* WRITE_ZEROES: holes are fine */
 	void (*done)(struct disk_request *request, int error); /* 0 or -errno */
 	void *owner;
 	void *private_next; /* the disk's own while in flight */
@@ -44,8 +45,8 @@ struct disk_request {
 
 struct disk_info {
 	const char *format;
-	uint64_t size; /* virtual bytes */
-	uint64_t allocated; /* bytes on the host */
+	uint64_t size;         /* virtual bytes */
+	uint64_t allocated;    /* bytes on the host */
 	uint32_t cluster_size; /* 0: none */
 	bool readonly, dirty, corrupt;
 	const char *backing; /* NULL or the name in the image */

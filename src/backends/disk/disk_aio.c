@@ -196,13 +196,15 @@ static uint64_t operation_length(const struct disk_aio_operation *operation)
 	return length;
 }
 
-/* A result of the ring. Whatever is not simply all of it goes to the pool, whose functions know short transfers and ends of files. */
+/* A result of the ring. Whatever is not simply all of it goes to the pool, whose functions know short transfers and
+ * ends of files. */
 static void ring_result(struct disk_aio *aio, struct disk_aio_operation *operation, int result)
 {
 	aio->uring_in_flight--;
 	if (operation->kind == AIO_SYNC && result < 0 && result != -EINTR && result != -EAGAIN)
 		atomic_store(&operation->file->sync_error, result);
-	bool whole = operation->kind == AIO_SYNC ? result == 0 : result >= 0 && (uint64_t)result == operation_length(operation);
+	bool whole =
+	    operation->kind == AIO_SYNC ? result == 0 : result >= 0 && (uint64_t)result == operation_length(operation);
 	if (whole) {
 		complete(aio, operation);
 	} else if (result >= 0 || result == -EINTR || result == -EAGAIN) {

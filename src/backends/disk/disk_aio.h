@@ -1,6 +1,6 @@
 /*
- * Private to backends/disk: asynchronous host I/O of one event loop's thread. io_uring where the host allows it, else a pool of threads; the pool
- * also runs what must block (formats' slow paths, fallocate).
+ * Private to backends/disk: asynchronous host I/O of one event loop's thread. io_uring where the host allows it, else a
+ * pool of threads; the pool also runs what must block (formats' slow paths, fallocate).
  *
  * All functions are called on the loop's thread; completions arrive there too, never from inside the submitting call.
  */
@@ -30,7 +30,8 @@ struct disk_aio_operation {
 /* `threads_only`: no io_uring (tests of the fallback). NULL: errno. */
 struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only);
 void disk_aio_submit(struct disk_aio *aio, struct disk_aio_operation *operation);
-/* Waits until all is done (completions run on the calling thread), then frees. The loop's thread, or with the loop stopped. */
+/* Waits until all is done (completions run on the calling thread), then frees. The loop's thread, or with the loop
+ * stopped. */
 void disk_aio_destroy(struct disk_aio *aio);
 /* Runs completions until nothing is in flight. */
 void disk_aio_drain(struct disk_aio *aio);

@@ -1,8 +1,8 @@
 /*
  * Private to backends/disk: the seam between disk.c (requests, threads, overlays) and the formats.
  *
- * All functions here are synchronous and may be called from several threads at once; a format takes its own lock. `map` is the fast
- * path and never blocks.
+ * All functions here are synchronous and may be called from several threads at once; a format takes its own lock. `map`
+ * is the fast path and never blocks.
  */
 #pragma once
 
@@ -43,8 +43,8 @@ struct disk_format {
 	int (*discard)(struct disk *disk, uint64_t offset, uint64_t length);
 	int (*zero)(struct disk *disk, uint64_t offset, uint64_t length, bool may_unmap);
 	/*
-	 * Where [offset, ...) is now, without blocking; false: ask the slow functions. With `write`, only what may be overwritten in place. The
-	 * extent stays where it is until disk_format->unmap is called.
+	 * Where [offset, ...) is now, without blocking; false: ask the slow functions. With `write`, only what may be
+	 * overwritten in place. The extent stays where it is until disk_format->unmap is called.
 	 */
 	bool (*map)(struct disk *disk, uint64_t offset, uint64_t length, bool write, struct disk_extent *extent);
 	void (*unmap)(struct disk *disk, const struct disk_extent *extent);
@@ -54,8 +54,8 @@ struct disk_format {
 	int (*resize)(struct disk *disk, uint64_t size, char *why);
 	int (*check)(struct disk *disk, bool repair, struct disk_check *result, char *why);
 	/* A new image in an empty, open file. */
-	int (*create)(struct host_file *file, uint64_t size, const char *backing, const char *backing_format, uint32_t cluster_size,
-		      char *why);
+	int (*create)(struct host_file *file, uint64_t size, const char *backing, const char *backing_format,
+	              uint32_t cluster_size, char *why);
 };
 
 extern const struct disk_format disk_format_raw;
@@ -77,7 +77,8 @@ struct disk {
 int disk_open_backing(struct disk *disk, const char *name, const char *format, char *why);
 const struct disk_format *disk_format_find(const char *name); /* NULL: unknown */
 
-/* Synchronous helpers on the whole stack: range-checked against the size; reads beyond the end give zeros (short backing images). */
+/* Synchronous helpers on the whole stack: range-checked against the size; reads beyond the end give zeros (short
+ * backing images). */
 int disk_readv_stack(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count);
 
 /* Parts of an iovec list. `out` has room for `count` entries; returns how many are used. */

@@ -19,12 +19,13 @@
 #define DIRECT_ALIGN 4096u
 #define BOUNCE_MAX   (1u << 20)
 
-/* QEMU's image locking: permission n is taken by a read lock on byte 100 + n, denied to others by one on byte 200 + n. */
-#define BYTE_PERMISSION      100
-#define BYTE_NOT_SHARED      200
-#define PERMISSION_READ 0
-#define PERMISSION_WRITE           1
-#define PERMISSION_RESIZE          3
+/* QEMU's image locking: permission n is taken by a read lock on byte 100 + n, denied to others by one on byte 200 + n.
+ */
+#define BYTE_PERMISSION   100
+#define BYTE_NOT_SHARED   200
+#define PERMISSION_READ   0
+#define PERMISSION_WRITE  1
+#define PERMISSION_RESIZE 3
 
 static ssize_t system_preadv(struct host_file *file, const struct iovec *iov, int count, off_t offset)
 {
@@ -52,11 +53,11 @@ static int system_ftruncate(struct host_file *file, off_t length)
 }
 
 const struct host_file_ops host_file_system_ops = {
-	.preadv = system_preadv,
-	.pwritev = system_pwritev,
-	.fdatasync = system_fdatasync,
-	.fallocate = system_fallocate,
-	.ftruncate = system_ftruncate,
+    .preadv = system_preadv,
+    .pwritev = system_pwritev,
+    .fdatasync = system_fdatasync,
+    .fallocate = system_fallocate,
+    .ftruncate = system_ftruncate,
 };
 
 static int lock_byte(int fd, short type, off_t byte)
@@ -92,16 +93,18 @@ static int lock_image(struct host_file *file, char *why)
 	for (unsigned i = 0; !taken && i < 2; i++) {
 		/* Somebody writes, or (when we want to write) somebody relies on nobody writing. */
 		taken = byte_taken(file->fd, BYTE_PERMISSION + exclusive[i]) ||
-			(!file->readonly && byte_taken(file->fd, BYTE_NOT_SHARED + exclusive[i]));
+		        (!file->readonly && byte_taken(file->fd, BYTE_NOT_SHARED + exclusive[i]));
 	}
 	if (!taken)
 		return 0;
-	snprintf(why, WHY_SIZE, "%s: in use by another process (image lock); stop it, or open the image readonly there and here",
-		 file->path);
+	snprintf(why, WHY_SIZE,
+	         "%s: in use by another process (image lock); stop it, or open the image readonly there and here",
+	         file->path);
 	return -EBUSY;
 }
 
-int host_file_open(struct host_file *file, const char *path, bool readonly, bool direct, enum host_file_lock lock, char *why)
+int host_file_open(struct host_file *file, const char *path, bool readonly, bool direct, enum host_file_lock lock,
+                   char *why)
 {
 	struct stat stat;
 	int flags = (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | (direct ? O_DIRECT : 0);
@@ -192,7 +195,8 @@ static bool is_aligned(uint64_t offset, const struct iovec *iov, unsigned count)
 	return !(bits & (DIRECT_ALIGN - 1));
 }
 
-/* The loop under reads and writes: carries on after EINTR and short transfers; reading stops with zeros at the end of the file. */
+/* The loop under reads and writes: carries on after EINTR and short transfers; reading stops with zeros at the end of
+ * the file. */
 static int transfer_list(struct host_file *file, uint64_t offset, struct iovec *iov, unsigned count, bool write)
 {
 	while (count && iov->iov_len == 0)
@@ -200,7 +204,7 @@ static int transfer_list(struct host_file *file, uint64_t offset, struct iovec *
 	while (count) {
 		int batch = count < IOV_MAX ? (int)count : IOV_MAX;
 		ssize_t done = write ? file->ops->pwritev(file, iov, batch, (off_t)offset)
-				     : file->ops->preadv(file, iov, batch, (off_t)offset);
+		                     : file->ops->preadv(file, iov, batch, (off_t)offset);
 		if (done < 0 && errno == EINTR)
 			continue;
 		if (done < 0)
@@ -218,7 +222,8 @@ static int transfer_list(struct host_file *file, uint64_t offset, struct iovec *
 	return 0;
 }
 
-/* O_DIRECT with a buffer or a range that is not aligned: read whole blocks into an aligned buffer, change, write back. */
+/* O_DIRECT with a buffer or a range that is not aligned: read whole blocks into an aligned buffer, change, write back.
+ */
 static int transfer_bounced(struct host_file *file, uint64_t offset, uint8_t *buffer, uint64_t length, bool write)
 {
 	uint8_t *bounce = NULL;
@@ -296,7 +301,8 @@ int host_file_write(struct host_file *file, uint64_t offset, const void *buffer,
 }
 
 /*
- * After a failed fsync the kernel may have dropped the dirty pages: a later one that succeeds proves nothing. So the first error stays.
+ * After a failed fsync the kernel may have dropped the dirty pages: a later one that succeeds proves nothing. So the
+ * first error stays.
  */
 int host_file_sync(struct host_file *file)
 {

@@ -1,8 +1,8 @@
 /*
  * A host file under a disk image: positioned I/O that is all or error, and the locks against a second writer.
  *
- * Every system call goes through `ops`, so that tests can inject EIO, ENOSPC, EINTR and short transfers, and log what would reach the disk.
- * Calls may be made from several threads at a time.
+ * Every system call goes through `ops`, so that tests can inject EIO, ENOSPC, EINTR and short transfers, and log what
+ * would reach the disk. Calls may be made from several threads at a time.
  */
 #pragma once
 
@@ -30,18 +30,19 @@ struct host_file {
 	bool readonly;
 	bool direct; /* O_DIRECT: offsets, lengths and buffers are multiples of 4096; host_file.c bounces what is not */
 	const struct host_file_ops *ops;
-	void *hook; /* for ops of tests */
+	void *hook;             /* for ops of tests */
 	_Atomic int sync_error; /* a failed fdatasync stays failed (-errno), 0 while all is well */
 };
 
 enum host_file_lock { HOST_FILE_NO_LOCK, HOST_FILE_LOCK };
 
 /*
- * Opens and locks. 0 or -errno; `why` (256 bytes) receives one line that names the file, also for a directory, a socket and the like.
- * The locks are open file description locks on the bytes that QEMU's tools use (100 + permission, 200 + not shared), so that each
- * honours the other's.
+ * Opens and locks. 0 or -errno; `why` (256 bytes) receives one line that names the file, also for a directory, a socket
+ * and the like. The locks are open file description locks on the bytes that QEMU's tools use (100 + permission, 200 +
+ * not shared), so that each honours the other's.
  */
-int host_file_open(struct host_file *file, const char *path, bool readonly, bool direct, enum host_file_lock lock, char *why);
+int host_file_open(struct host_file *file, const char *path, bool readonly, bool direct, enum host_file_lock lock,
+                   char *why);
 /* An unlinked temporary file in $TMPDIR or /var/tmp. */
 int host_file_open_temporary(struct host_file *file, char *why);
 void host_file_close(struct host_file *file);

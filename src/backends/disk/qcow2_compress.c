@@ -10,7 +10,10 @@
 
 static int expand_zlib(const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
-	z_stream stream = {.next_in = (uint8_t *)(uintptr_t)in, .avail_in = (unsigned)in_length, .next_out = out, .avail_out = (unsigned)out_length};
+	z_stream stream = {.next_in = (uint8_t *)(uintptr_t)in,
+	                   .avail_in = (unsigned)in_length,
+	                   .next_out = out,
+	                   .avail_out = (unsigned)out_length};
 
 	if (inflateInit2(&stream, -12) != Z_OK)
 		return -ENOMEM;
@@ -41,5 +44,5 @@ static int expand_zstd(const uint8_t *in, size_t in_length, uint8_t *out, size_t
 int qcow2_expand(unsigned type, const uint8_t *in, size_t in_length, uint8_t *out, size_t out_length)
 {
 	return type == COMPRESSION_ZSTD ? expand_zstd(in, in_length, out, out_length)
-					: expand_zlib(in, in_length, out, out_length);
+	                                : expand_zlib(in, in_length, out, out_length);
 }

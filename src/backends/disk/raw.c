@@ -23,7 +23,8 @@ static int raw_open(struct disk *disk, char *why)
 		snprintf(why, DISK_WHY_SIZE, "%s: size unknown: %s", disk->file.path, strerror((int)-size));
 		return (int)size;
 	}
-	/* A file that ends within a sector: the rest of it reads as zeros, and the first write there extends the file. */
+	/* A file that ends within a sector: the rest of it reads as zeros, and the first write there extends the file.
+	 */
 	disk->size = ((uint64_t)size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
 	return 0;
 }
@@ -64,9 +65,7 @@ static bool raw_map(struct disk *disk, uint64_t offset, uint64_t length, bool wr
 	return true;
 }
 
-static void raw_unmap(struct disk *disk, const struct disk_extent *extent)
-{
-}
+static void raw_unmap(struct disk *disk, const struct disk_extent *extent) {}
 
 static int raw_extent(struct disk *disk, uint64_t offset, uint64_t length, struct disk_extent *extent)
 {
@@ -88,9 +87,7 @@ static int raw_extent(struct disk *disk, uint64_t offset, uint64_t length, struc
 	return 0;
 }
 
-static void raw_info(struct disk *disk, struct disk_info *info)
-{
-}
+static void raw_info(struct disk *disk, struct disk_info *info) {}
 
 static int raw_resize(struct disk *disk, uint64_t size, char *why)
 {
@@ -110,7 +107,7 @@ static int raw_check(struct disk *disk, bool repair, struct disk_check *result, 
 }
 
 static int raw_create(struct host_file *file, uint64_t size, const char *backing, const char *backing_format,
-		      uint32_t cluster_size, char *why)
+                      uint32_t cluster_size, char *why)
 {
 	if (backing) {
 		snprintf(why, DISK_WHY_SIZE, "%s: a raw image cannot have a backing file; use qcow2", file->path);
@@ -123,20 +120,20 @@ static int raw_create(struct host_file *file, uint64_t size, const char *backing
 }
 
 const struct disk_format disk_format_raw = {
-	.name = "raw",
-	.probe = raw_probe,
-	.open = raw_open,
-	.close = raw_close,
-	.readv = raw_readv,
-	.writev = raw_writev,
-	.flush = raw_flush,
-	.discard = raw_discard,
-	.zero = raw_zero,
-	.map = raw_map,
-	.unmap = raw_unmap,
-	.extent = raw_extent,
-	.info = raw_info,
-	.resize = raw_resize,
-	.check = raw_check,
-	.create = raw_create,
+    .name = "raw",
+    .probe = raw_probe,
+    .open = raw_open,
+    .close = raw_close,
+    .readv = raw_readv,
+    .writev = raw_writev,
+    .flush = raw_flush,
+    .discard = raw_discard,
+    .zero = raw_zero,
+    .map = raw_map,
+    .unmap = raw_unmap,
+    .extent = raw_extent,
+    .info = raw_info,
+    .resize = raw_resize,
+    .check = raw_check,
+    .create = raw_create,
 };
