@@ -29,9 +29,9 @@ struct engine;
 
 /* ---- layout.c: the windows ---- */
 
-#define ISA_CODE 0x20000000ull  /* two pages, read and execute; nothing on either side */
-#define ISA_DATA 0x30000000ull  /* three pages, read and write; then a hole; then write, read-only, write */
-#define ISA_HIGH 0x123456000ull /* one page above 4 GiB */
+#define ISA_CODE 0x20000000ull     /* two pages, read and execute; nothing on either side */
+#define ISA_DATA 0x30000000ull     /* three pages, read and write; then a hole; then write, read-only, write */
+#define ISA_HIGH 0x123456789000ull /* one page far above 4 GiB, where AddressSanitizer has nothing */
 
 enum isa_page {
 	PAGE_CODE0,
