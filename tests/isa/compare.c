@@ -295,7 +295,8 @@ bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded,
 		       guest->status == STATUS_ERROR ? guest->text : "");
 		return native->status == STATUS_SYSTEM_CALL; /* nothing to learn */
 	}
-	if (isa_same_operand_faults(test, decoded, native, guest) && native->trap != guest->trap)
+	if (isa_same_operand_faults(test, decoded, native, guest) &&
+	    (native->trap != guest->trap || native->rip != guest->rip))
 		return true;
 	compare_exception(decoded, native, guest, what);
 	compare_registers(test, decoded, native, guest, what);

@@ -160,12 +160,11 @@ static void make_start(struct guest_runner *guest)
 struct guest_runner *guest_create(const struct engine *engine)
 {
 	struct guest_runner *guest = calloc(1, sizeof(*guest));
-	struct vcpu *vcpu = guest ? aligned_alloc(64, (sizeof(*vcpu) + 63) & ~63ull) : NULL;
+	struct vcpu *vcpu = guest ? vcpu_allocate() : NULL;
 	char why[256] = "out of memory";
 
 	if (!vcpu)
 		goto failed;
-	memset(vcpu, 0, sizeof(*vcpu));
 	guest->vcpu = vcpu;
 	guest->engine = engine;
 	guest->clock = clock_create_manual();
@@ -182,6 +181,8 @@ struct guest_runner *guest_create(const struct engine *engine)
 	vcpu->debug.intercept_exceptions = ~0u;
 	if (mmu_create(vcpu) || engine->vcpu_create(vcpu))
 		goto failed;
+	if (engine == &engine_translator)
+		translator_set_heat(vcpu, 1); /* every case is met translated */
 	cpu_reset(vcpu, true);
 	make_memory(guest);
 	make_start(guest);
@@ -197,7 +198,7 @@ void guest_destroy(struct guest_runner *guest)
 	mmu_destroy(guest->vcpu);
 	memory_destroy(&guest->memory);
 	clock_destroy(guest->clock);
-	free(guest->vcpu);
+	vcpu_free(guest->vcpu);
 	free(guest);
 }
 
