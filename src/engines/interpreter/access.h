@@ -85,6 +85,7 @@ handler address_b64, address_f64, address_s64, address_b32, address_f32, address
 #define GENERAL_MASK16	   0x02u /* address size 16 */
 #define GENERAL_MASK32	   0x04u
 #define GENERAL_ALIGN	   0x08u /* a is a power of 2, and alignment is checked */
+#define GENERAL_NATIVE	   0x80u /* the slot behind is a host-executed form, whose own checks come before segmentation's */
 #define GENERAL_SEGMENT(b) ((enum segment_register)((b) >> 4 & 7))
 
 /*

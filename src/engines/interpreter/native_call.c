@@ -2,6 +2,7 @@
  * Slots that let the host execute an instruction (native.h): the operand's address, a host pointer or a bounce buffer,
  * the flags.
  */
+#include "engines/interpreter/native_call.h"
 #include "engines/interpreter/decode.h"
 #include "x86/segments.h"
 #include "x86/system.h"
@@ -43,7 +44,7 @@ static void track(struct vcpu *vcpu, const struct insn *insn, const struct nativ
 	vcpu->state.rip = block_rip;
 }
 
-static void native_plain(PARAMETERS)
+void native_plain(PARAMETERS)
 {
 	const struct native_form *form = insn->pointer;
 
@@ -137,7 +138,7 @@ static void check_operand(struct vcpu *vcpu, const struct insn *insn, const stru
 	slow_check(vcpu, insn, linear, form->memory_size);
 }
 
-static void native_read(PARAMETERS, uint64_t linear)
+void native_read(PARAMETERS, uint64_t linear)
 {
 	const struct native_form *form = insn->pointer;
 	struct mmu_tlb_entry *entry = READ_ENTRY(linear);
@@ -151,7 +152,7 @@ static void native_read(PARAMETERS, uint64_t linear)
 	NEXT;
 }
 
-static void native_write(PARAMETERS, uint64_t linear)
+void native_write(PARAMETERS, uint64_t linear)
 {
 	const struct native_form *form = insn->pointer;
 	struct mmu_tlb_entry *entry = WRITE_ENTRY(linear);
@@ -364,6 +365,13 @@ bool native_decode(struct decoder *d)
 		return false;
 	if (form->special)
 		return special_decode(d, form, memory);
+	insn = vector_move_decode(d, form);
+	if (insn) {
+		if (memory && insn > d->block->insn && insn[-1].run == address_general && insn[-1].offset == insn->offset)
+			insn[-1].b |= GENERAL_NATIVE;
+		insn->pointer = form;
+		return true;
+	}
 	if (!form->memory_size) {
 		insn = emit(d, form->x87_tracks_pointers ? native_plain_x87 : native_plain);
 	} else {
@@ -379,7 +387,9 @@ bool native_decode(struct decoder *d)
 			d->mode &= ~MODE_ALIGN;
 			insn = emit_memory_at(d, memory, form->memory_size, form->writes_memory, run);
 			d->mode = mode;
-			if (insn[-1].run == address_general)
+			if (insn[-1].run == address_general && !decoder_64(d))
+				insn[-1].b = (uint8_t)((insn[-1].b & ~GENERAL_ALIGN) | GENERAL_NATIVE);
+			else if (insn[-1].run == address_general)
 				insn[-1].b &= (uint8_t)~GENERAL_ALIGN;
 		}
 		insn->stack_segment = operand_segment(memory) == SEG_SS;
