@@ -4,8 +4,8 @@
  *	workloads [--time MS] [--only NAME,...] [--list]
  *
  * Each workload is a function that does its unit of work n times and returns a checksum of the last unit, which does
- *not depend on n. It is run with growing n until a run takes MS milliseconds, then twice more; the best counts. One
- *line each:
+ * not depend on n. It is run with growing n until a run takes MS milliseconds, then twice more; the best counts. One
+ * line each:
  *
  *	BENCH name class iterations nanoseconds checksum
  *

@@ -9,7 +9,7 @@
  *	boot_apply(&entry, &bsp->state);
  *
  * Files are hostile input: every field is checked, and no byte outside RAM is written. A machine reset calls
- *boot_load() again, which reads the files again.
+ * boot_load() again, which reads the files again.
  */
 #pragma once
 

@@ -22,7 +22,7 @@ struct clock;
 	X(MMU, "mmu", "page walks, TLB flushes, CR3 loads")                                                            \
 	X(BOOT, "boot", "what the loader put where")                                                                   \
 	X(DEBUGPORT, "debugport", "lines that the guest writes to the debug ports 402h and E9h")                       \
-	X(TRANSLATE, "translate", "blocks translated: guest code and host code")                                        \
+	X(TRANSLATE, "translate", "blocks translated: guest code and host code")                                       \
 	X(UNKNOWN, "unknown", "accesses to unknown ports, addresses and MSRs, once each (on by default with any other)")
 
 enum trace_point {

@@ -8,7 +8,7 @@
  *	name:        u8 length (1-255)  that many bytes
  *
  * A stream is walked once, whole, before anything is taken from it; look-ups later rely on the structure being sound.
- *The checksum is against accidents (bit flips, truncation), not against an attacker: that is what the bounds are for.
+ * The checksum is against accidents (bit flips, truncation), not against an attacker: that is what the bounds are for.
  */
 #include "machine/state.h"
 

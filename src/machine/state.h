@@ -11,9 +11,9 @@
  *	}
  *
  * The stream is sections (name, instance, version) of tagged fields (name, type, count). On loading, a missing field, a
- *field of another size, or a version newer than ours is an error; unknown fields of older versions are skipped. Errors
- *stick: after the first one all calls do nothing (loads leave the variable as it is), and state_error() tells it. A
- *stream is hostile input: bounds are checked here, values by the device.
+ * field of another size, or a version newer than ours is an error; unknown fields of older versions are skipped. Errors
+ * stick: after the first one all calls do nothing (loads leave the variable as it is), and state_error() tells it. A
+ * stream is hostile input: bounds are checked here, values by the device.
  */
 #pragma once
 

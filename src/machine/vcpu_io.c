@@ -91,7 +91,8 @@ void vcpu_mmio_write(struct vcpu *vcpu, uint64_t physical, unsigned size, uint64
 
 struct vcpu *vcpu_allocate(void)
 {
-	void *memory = mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
+	void *memory =
+	    mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
 }

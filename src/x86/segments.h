@@ -58,7 +58,8 @@ static inline uint64_t segment_linear(struct vcpu *vcpu, enum segment_register s
 		uint64_t linear = offset;
 		if (segment == SEG_FS || segment == SEG_GS)
 			linear += vcpu->state.segment[segment].base;
-		if (__builtin_expect(cpu_canonical(linear) && cpu_canonical(linear + size - 1) && cpu_canonical(offset), 1))
+		if (__builtin_expect(cpu_canonical(linear) && cpu_canonical(linear + size - 1) && cpu_canonical(offset),
+		                     1))
 			return linear;
 	}
 	return segment_linear_slow(vcpu, segment, offset, size, write);

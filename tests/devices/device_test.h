@@ -1,6 +1,6 @@
 /*
  * What the chips' tests share: a rig of bus, manual clock and recorded wires, and three tests that every chip must
- *pass:
+ * pass:
  *
  *	hammer   random accesses, times and inputs do no harm: invariants hold, reset works in every state
  *	twin     save, load into a new chip, go on: both see and do the same

@@ -1,11 +1,11 @@
 /*
  * Runs a fuzz target without libFuzzer: every gcc build has its short tests this way. (tools/fuzz links the same
- *targets with libFuzzer.)
+ * targets with libFuzzer.)
  *
  *	fuzz_NAME [--runs N] [--seconds N] [--seed N] [--only N] [--length N] [FILE...]
  *
  * Files: each is one input. Otherwise N generated inputs (1000), the n-th of which depends on nothing but the seed and
- *n: when one crashes, its number is printed, and --seed and --only run it alone.
+ * n: when one crashes, its number is printed, and --seed and --only run it alone.
  */
 #include <errno.h>
 #include <signal.h>

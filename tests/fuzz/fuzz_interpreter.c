@@ -17,15 +17,15 @@
 #include "memory/memory.h"
 #include "x86/system.h"
 
-#define RAM        (2u << 20)
-#define CODE       0x10000u
-#define TABLES     0x100000u
-#define GDT        0x108000u
-#define IDT        0x109000u
-#define TSS        0x10b000u
-#define STACK      0x60000u
-#define STEPS      192
-#define FREE_RUNS  8
+#define RAM       (2u << 20)
+#define CODE      0x10000u
+#define TABLES    0x100000u
+#define GDT       0x108000u
+#define IDT       0x109000u
+#define TSS       0x10b000u
+#define STACK     0x60000u
+#define STEPS     192
+#define FREE_RUNS 8
 
 struct world {
 	struct memory memory;
@@ -108,8 +108,17 @@ static void make_tables(struct memory *memory, uint64_t *seed, bool broken)
 static void make_descriptors(struct memory *memory, uint64_t *seed)
 {
 	static const uint64_t gdt[] = {
-		0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff, 0x00affb000000ffff, 0x00cff3000000ffff,
-		0x00cffb000000ffff, 0x00008b10b0000067, 0, 0x000092000000ffff, 0x00009a000000ffff,
+	    0,
+	    0x00af9b000000ffff,
+	    0x00cf93000000ffff,
+	    0x00cf9b000000ffff,
+	    0x00affb000000ffff,
+	    0x00cff3000000ffff,
+	    0x00cffb000000ffff,
+	    0x00008b10b0000067,
+	    0,
+	    0x000092000000ffff,
+	    0x00009a000000ffff,
 	};
 
 	memory_fill(memory, GDT, 0, 0x1000);
@@ -118,13 +127,15 @@ static void make_descriptors(struct memory *memory, uint64_t *seed)
 	for (unsigned i = 12; i < 64; i++) /* gates and segments of all sorts */
 		put64(memory, GDT + i * 8, random64(seed));
 	for (unsigned i = 0; i < 512; i++)
-		put64(memory, IDT + i * 8, random64(seed) % 4 ? (0x0000ee0000080000ull | (CODE + random64(seed) % 64)) : random64(seed));
+		put64(memory, IDT + i * 8,
+		      random64(seed) % 4 ? (0x0000ee0000080000ull | (CODE + random64(seed) % 64)) : random64(seed));
 	memory_fill(memory, TSS, 0, 0x1000);
 	for (unsigned i = 0; i < 16; i++)
 		put64(memory, TSS + i * 8, STACK);
 }
 
-static void set_segment(struct cpu_state *state, enum segment_register which, uint16_t selector, uint64_t base, uint32_t limit, uint32_t access)
+static void set_segment(struct cpu_state *state, enum segment_register which, uint16_t selector, uint64_t base,
+                        uint32_t limit, uint32_t access)
 {
 	state->segment[which] = (struct segment){.selector = selector, .base = base, .limit = limit, .access = access};
 }
@@ -155,12 +166,15 @@ static void set_mode(struct cpu_state *state, enum mode mode, unsigned cpl, bool
 	}
 	uint64_t base = mode == MODE_REAL || mode == MODE_VM86 ? CODE : 0;
 	for (unsigned i = SEG_ES; i <= SEG_GS; i++)
-		set_segment(state, i, i == SEG_CS ? code_selector : data_selector, base, limit, i == SEG_CS ? code : data);
+		set_segment(state, i, i == SEG_CS ? code_selector : data_selector, base, limit,
+		            i == SEG_CS ? code : data);
 	set_segment(state, SEG_TR, 0x38, TSS, 0x67, 0x8b);
 	set_segment(state, SEG_LDTR, 0, 0, 0, SEG_UNUSABLE);
 	state->rip = base ? 0 : CODE;
 	state->gpr[RSP] = base ? 0x8000 : STACK;
-	state->cr3 = mode == MODE_PAE ? TABLES + 0x6000 : mode >= MODE_LONG && mode != MODE_VM86 ? TABLES : TABLES + 0x4000;
+	state->cr3 = mode == MODE_PAE                         ? TABLES + 0x6000
+	             : mode >= MODE_LONG && mode != MODE_VM86 ? TABLES
+	                                                      : TABLES + 0x4000;
 	if (mode == MODE_LONG || mode == MODE_COMPATIBILITY) {
 		state->efer = EFER_LME | EFER_LMA | EFER_SCE | EFER_NXE;
 		state->cr4 |= CR4_PAE;
@@ -185,13 +199,15 @@ static void set_state(const uint8_t *data, uint64_t *seed)
 		state->gpr[i] = value % 3 == 0 ? value % RAM : value % 3 == 1 ? value % 256 : value;
 	}
 	state->cr4 = CR4_OSFXSR | CR4_OSXMMEXCPT | (data[1] & 1 ? CR4_OSXSAVE : 0) | (data[1] & 2 ? CR4_SMEP : 0) |
-		     (data[1] & 4 ? CR4_SMAP : 0) | (data[1] & 8 ? CR4_FSGSBASE : 0) | (data[1] & 16 ? CR4_UMIP : 0) |
-		     (data[1] & 32 ? CR4_PGE : 0) | (data[1] & 64 ? CR4_VME : 0);
+	             (data[1] & 4 ? CR4_SMAP : 0) | (data[1] & 8 ? CR4_FSGSBASE : 0) | (data[1] & 16 ? CR4_UMIP : 0) |
+	             (data[1] & 32 ? CR4_PGE : 0) | (data[1] & 64 ? CR4_VME : 0);
 	state->xcr0 = data[2] & 1 ? world->model.xcr0_supported : 1;
-	state->rflags = FLAG_ONE | (data[2] & 2 ? FLAG_IF : 0) | (data[2] & 4 ? FLAG_DF : 0) | (data[2] & 8 ? FLAG_AC : 0) |
-			(data[2] & 16 ? FLAG_IOPL : 0) | (data[2] & 32 ? FLAG_TF : 0) | (data[2] & 64 ? FLAG_NT : 0);
+	state->rflags = FLAG_ONE | (data[2] & 2 ? FLAG_IF : 0) | (data[2] & 4 ? FLAG_DF : 0) |
+	                (data[2] & 8 ? FLAG_AC : 0) | (data[2] & 16 ? FLAG_IOPL : 0) | (data[2] & 32 ? FLAG_TF : 0) |
+	                (data[2] & 64 ? FLAG_NT : 0);
 	set_mode(state, mode, mode == MODE_VM86 || (data[0] & 0x80 && mode != MODE_REAL) ? 3 : 0, data[0] & 0x40);
-	state->cr0 |= (data[3] & 1 ? CR0_WP : 0) | (data[3] & 2 ? CR0_AM : 0) | (data[3] & 4 ? CR0_TS : 0) | (data[3] & 8 ? CR0_EM : 0);
+	state->cr0 |= (data[3] & 1 ? CR0_WP : 0) | (data[3] & 2 ? CR0_AM : 0) | (data[3] & 4 ? CR0_TS : 0) |
+	              (data[3] & 8 ? CR0_EM : 0);
 	state->gdtr = (struct descriptor_table){.base = GDT, .limit = 0x1ff};
 	state->idtr = (struct descriptor_table){.base = data[3] & 16 ? 0 : IDT, .limit = 0xfff};
 	if (data[3] & 32)
@@ -245,7 +261,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	make_tables(&world->memory, &seed, data[6] & 1);
 	make_descriptors(&world->memory, &seed);
 	memory_fill(&world->memory, CODE, 0x90, 0x1000);
-	memory_write(&world->memory, data[6] & 2 ? CODE + 0xfff - data[7] % 16 : CODE, data + 16, size - 16 < 0x1000 ? size - 16 : 0x1000);
+	memory_write(&world->memory, data[6] & 2 ? CODE + 0xfff - data[7] % 16 : CODE, data + 16,
+	             size - 16 < 0x1000 ? size - 16 : 0x1000);
 	set_state(data, &seed);
 	if (data[6] & 2)
 		world->vcpu->state.rip += 0xfff - data[7] % 16;

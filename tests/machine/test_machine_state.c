@@ -28,30 +28,30 @@
  *	program: lcg over EAX, sum in EBX, count in ECX; then RESULT = EBX and an exit through F4h. The timer's handler counts TICKS.
  */
 static const uint8_t program[] = {
-	0xfa,                                     /* cli */
-	0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0,       /* xor ax, ax; mov ds, ax; mov ss, ax */
-	0xbc, 0x00, 0x7c,                         /* mov sp, 7c00h */
-	0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, /* PIC: ICW1, vectors from 20h */
-	0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21, /* ICW3, ICW4 */
-	0xb0, 0xfe, 0xe6, 0x21,                   /* only IRQ0 */
-	0xb0, 0x34, 0xe6, 0x43,                   /* PIT: channel 0, mode 2 */
-	0xb0, 0x00, 0xe6, 0x40, 0xb0, 0x04, 0xe6, 0x40, /* 1024 ticks: about 1 kHz */
-	0xfb,                                     /* sti */
-	0x66, 0x31, 0xc0, 0x66, 0x31, 0xdb, 0x66, 0x31, 0xc9, /* xor eax, eax; xor ebx, ebx; xor ecx, ecx */
-	/* loop: */
-	0x66, 0x69, 0xc0, 0x0d, 0x66, 0x19, 0x00, /* imul eax, eax, 1664525 */
-	0x66, 0x05, 0x5f, 0xf3, 0x6e, 0x3c,       /* add eax, 1013904223 */
-	0x66, 0x01, 0xc3,                         /* add ebx, eax */
-	0x66, 0x41,                               /* inc ecx */
-	0x66, 0x81, 0xf9, ROUNDS & 0xff, ROUNDS >> 8 & 0xff, ROUNDS >> 16 & 0xff, ROUNDS >> 24, /* cmp ecx, ROUNDS */
-	0x75, 0xe5,                               /* jne loop */
-	0x66, 0x89, 0x1e, RESULT & 0xff, RESULT >> 8, /* mov [RESULT], ebx */
-	0xb0, 0x2a, 0xe6, 0xf4,                   /* out f4h, 42 */
-	0xf4, 0xeb, 0xfd,                         /* hlt; jmp $-1 */
+    0xfa,                                                 /* cli */
+    0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xd0,                   /* xor ax, ax; mov ds, ax; mov ss, ax */
+    0xbc, 0x00, 0x7c,                                     /* mov sp, 7c00h */
+    0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21,       /* PIC: ICW1, vectors from 20h */
+    0xb0, 0x04, 0xe6, 0x21, 0xb0, 0x01, 0xe6, 0x21,       /* ICW3, ICW4 */
+    0xb0, 0xfe, 0xe6, 0x21,                               /* only IRQ0 */
+    0xb0, 0x34, 0xe6, 0x43,                               /* PIT: channel 0, mode 2 */
+    0xb0, 0x00, 0xe6, 0x40, 0xb0, 0x04, 0xe6, 0x40,       /* 1024 ticks: about 1 kHz */
+    0xfb,                                                 /* sti */
+    0x66, 0x31, 0xc0, 0x66, 0x31, 0xdb, 0x66, 0x31, 0xc9, /* xor eax, eax; xor ebx, ebx; xor ecx, ecx */
+    /* loop: */
+    0x66, 0x69, 0xc0, 0x0d, 0x66, 0x19, 0x00,                                               /* imul eax, eax, 1664525 */
+    0x66, 0x05, 0x5f, 0xf3, 0x6e, 0x3c,                                                     /* add eax, 1013904223 */
+    0x66, 0x01, 0xc3,                                                                       /* add ebx, eax */
+    0x66, 0x41,                                                                             /* inc ecx */
+    0x66, 0x81, 0xf9, ROUNDS & 0xff, ROUNDS >> 8 & 0xff, ROUNDS >> 16 & 0xff, ROUNDS >> 24, /* cmp ecx, ROUNDS */
+    0x75, 0xe5,                                                                             /* jne loop */
+    0x66, 0x89, 0x1e, RESULT & 0xff, RESULT >> 8,                                           /* mov [RESULT], ebx */
+    0xb0, 0x2a, 0xe6, 0xf4,                                                                 /* out f4h, 42 */
+    0xf4, 0xeb, 0xfd,                                                                       /* hlt; jmp $-1 */
 };
 static const uint8_t handler[] = {
-	0x66, 0xff, 0x06, TICKS & 0xff, TICKS >> 8, /* inc dword [TICKS] */
-	0x50, 0xb0, 0x20, 0xe6, 0x20, 0x58, 0xcf,   /* push ax; mov al, 20h; out 20h, al; pop ax; iret */
+    0x66, 0xff, 0x06, TICKS & 0xff, TICKS >> 8,             /* inc dword [TICKS] */
+    0x50, 0xb0, 0x20, 0xe6,         0x20,       0x58, 0xcf, /* push ax; mov al, 20h; out 20h, al; pop ax; iret */
 };
 
 static uint32_t expected_sum(void)
@@ -184,8 +184,8 @@ static void test_damaged_streams(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_save_in_the_middle),
-		cmocka_unit_test(test_damaged_streams),
+	    cmocka_unit_test(test_save_in_the_middle),
+	    cmocka_unit_test(test_damaged_streams),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,6 +1,6 @@
 /*
  * MSI-X (PCI 3.0 6.8.2): a table of messages, one for each vector, and a bit array of pending ones, in a BAR of their
- *own.
+ * own.
  *
  *	         table                                      pending bits
  *	       +------------+------------+------+---------+
@@ -10,12 +10,12 @@
  *	       +------------------------------------------+
  *
  * A vector that is raised while it or the whole function is masked, or while the function may not master the bus,
- *becomes pending, and is sent when nothing of that holds any more. While MSI-X is off nothing is sent and nothing
- *becomes pending: the device uses its INTx pin then.
+ * becomes pending, and is sent when nothing of that holds any more. While MSI-X is off nothing is sent and nothing
+ * becomes pending: the device uses its INTx pin then.
  *
  * Threads: pci_msix_raise() and pci_msix_enabled() on any thread; all else with the device lock held. The table has a
- *lock of its own, below the device lock and above the local APICs'; it is held while a message is sent, so that none is
- *under way when a guest's write of a mask returns.
+ * lock of its own, below the device lock and above the local APICs'; it is held while a message is sent, so that none is
+ * under way when a guest's write of a mask returns.
  */
 #pragma once
 
