@@ -9,6 +9,10 @@ enum { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_CRASHED = 3 };
 /* `argv[0]` is the command's name. Returns the exit status. */
 int run_main(int argc, char **argv);
 
+struct machine_options;
+/* --disk; keeps parts of `argument`. STATUS_OK or STATUS_USAGE. */
+int take_disk_option(struct machine_options *options, char *argument);
+
 /* "512M", "4096k", "1G" or plain bytes. False: not a number, or too large. */
 bool parse_size(const char *text, uint64_t *bytes);
 /* A plain decimal number within limits. */

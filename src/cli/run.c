@@ -36,6 +36,7 @@ enum {
 	OPTION_INITRD,
 	OPTION_APPEND,
 	OPTION_CONSOLE,
+	OPTION_DISK,
 	OPTION_NO_REBOOT,
 	OPTION_DEBUG_EXIT,
 	OPTION_TRACE,
@@ -57,6 +58,9 @@ static const struct run_option {
     {"cpus", "N", OPTION_CPUS, "processors, 1 to 16 (1)"},
     {"memory", "SIZE", OPTION_MEMORY, "RAM, with K, M or G (512M)"},
     {"console", "WHERE", OPTION_CONSOLE, "COM1: stdio, none, pty, unix:PATH (listens) or file:PATH (stdio)"},
+    {"disk", "FILE[,OPTION]...", OPTION_DISK,
+     "virtio disk; format=raw|qcow2, readonly, snapshot, cache=writeback|writethrough|none|unsafe, serial=TEXT, "
+     "queues=N"},
     {"engine", "NAME", OPTION_ENGINE, "what executes guest code (auto)"},
     {"cpu", "host[,mitigations=on|off]", OPTION_CPU,
      "processor model (host); mitigations=on lets the guest use its own"},
@@ -180,6 +184,8 @@ static int take_option(struct run *run, int value, char *argument)
 	case OPTION_CONSOLE:
 		run->console = argument;
 		return STATUS_OK;
+	case OPTION_DISK:
+		return take_disk_option(options, argument);
 	case OPTION_NO_REBOOT:
 		options->no_reboot = true;
 		return STATUS_OK;

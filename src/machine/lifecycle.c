@@ -15,6 +15,7 @@
 #include "host/event_loop.h"
 #include "host/log.h"
 #include "machine/clock.h"
+#include "machine/pc.h"
 
 static void kick_all(struct machine *machine)
 {
@@ -136,6 +137,9 @@ void machine_pause(struct machine *machine)
 	pause_locked(machine);
 	while (life->started && life->standing < machine->options.cpus)
 		pthread_cond_wait(&life->changed, &life->lock);
+	/* The processors ask for nothing more: what is under way comes to its end. */
+	if (machine->pc)
+		pc_pause(machine->pc);
 	pthread_mutex_unlock(&life->lock);
 }
 
@@ -146,6 +150,8 @@ void machine_resume(struct machine *machine)
 	pthread_mutex_lock(&life->lock);
 	if (life->pauses > 0 && --life->pauses == 0) {
 		clock_resume(machine->clock);
+		if (machine->pc)
+			pc_resume(machine->pc);
 		pthread_cond_broadcast(&life->changed);
 	}
 	pthread_mutex_unlock(&life->lock);

@@ -12,13 +12,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backends/disk/disk.h"
 #include "debug/trace.h"
 #include "devices/bus.h"
 #include "machine/vcpu.h"
 #include "memory/memory.h"
 #include "x86/system.h"
 
-#define MACHINE_CPUS_MAX 16
+#define MACHINE_CPUS_MAX  16
+#define MACHINE_DISKS_MAX 8
 
 struct chardev;
 struct engine;
@@ -26,6 +28,13 @@ struct event_loop;
 struct lapic_group;
 struct pc;
 struct state;
+
+/* A virtio disk. */
+struct machine_disk {
+	struct disk_options image; /* opened and closed by the machine */
+	const char *serial;        /* up to 20 characters; NULL: none */
+	unsigned queues;           /* 0: as many as seem good */
+};
 
 /* The options tree: what a machine is made of. Every front end (ring3's own commands, later others) fills this. Strings
  * are borrowed. */
@@ -38,8 +47,10 @@ struct machine_options {
 	const char *initrd; /* several, with commas, for Multiboot modules */
 	const char *append;
 	struct chardev *console; /* COM1; NULL: nothing is connected. Borrowed. */
-	bool no_reboot;          /* a guest reset ends the run like a power-off */
-	bool debug_exit;         /* isa-debug-exit at F4h */
+	struct machine_disk disks[MACHINE_DISKS_MAX];
+	unsigned disk_count;
+	bool no_reboot;  /* a guest reset ends the run like a power-off */
+	bool debug_exit; /* isa-debug-exit at F4h */
 	uint32_t trace_mask;
 	FILE *trace_file;
 	bool stopped; /* --stop: wait for the debugger */

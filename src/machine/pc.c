@@ -227,12 +227,15 @@ int pc_create(struct machine *machine)
 	if (!error)
 		error = create_pci(pc, &machine->bus);
 	if (!error)
+		error = pc_virtio_create(&pc->virtio, machine, &pc->pci);
+	if (!error)
 		fill_configuration(pc);
 	return error;
 }
 
 void pc_destroy(struct machine *machine)
 {
+	pc_virtio_destroy(&machine->pc->virtio);
 	free(machine->pc);
 	machine->pc = NULL;
 }
@@ -269,6 +272,7 @@ void pc_reset(struct pc *pc)
 	host_i440fx_reset(&pc->host_bridge);
 	isa_piix3_reset(&pc->isa_bridge);
 	pm_piix4_reset(&pc->power_management);
+	pc_virtio_reset(&pc->virtio);
 	assign_bars(pc);
 	ioapic_reset(&pc->ioapic);
 	pic_8259_reset(&pc->pic);
@@ -293,4 +297,15 @@ void pc_state(struct pc *pc, struct state *state)
 	acpi_pm_state(&pc->acpi_pm, state);
 	fw_cfg_state(&pc->fw_cfg, state);
 	pci_root_state(&pc->pci, state);
+	pc_virtio_state(&pc->virtio, state);
+}
+
+void pc_pause(struct pc *pc)
+{
+	pc_virtio_pause(&pc->virtio);
+}
+
+void pc_resume(struct pc *pc)
+{
+	pc_virtio_resume(&pc->virtio);
 }

@@ -23,6 +23,7 @@
 #include "devices/reset_control_cf9.h"
 #include "devices/rtc_mc146818.h"
 #include "devices/serial_16550.h"
+#include "machine/pc_virtio.h"
 
 #define PC_COM_PORTS 4
 
@@ -54,6 +55,7 @@ struct pc {
 	struct host_i440fx host_bridge;
 	struct isa_piix3 isa_bridge;
 	struct pm_piix4 power_management;
+	struct pc_virtio virtio;
 	struct pc_debug_line debug_line;
 	uint8_t irq_sources[16]; /* of each ISA IRQ: bit n: source n asks; a line is the OR of its sources */
 };
@@ -64,3 +66,7 @@ void pc_destroy(struct machine *machine);
 /* All chips as after RESET#. The machine is paused (or not started). */
 void pc_reset(struct pc *pc);
 void pc_state(struct pc *pc, struct state *state);
+/* The devices that work on threads of their own stand still between these two. Without the device lock; pausing twice
+ * is pausing once. */
+void pc_pause(struct pc *pc);
+void pc_resume(struct pc *pc);

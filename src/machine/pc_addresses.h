@@ -67,13 +67,18 @@
  * PCI INTx: pin p (0 is INTA) of slot s on bus 0 pulls PIRQ (s + p - 1) & 3, which the ISA bridge's registers 60h-63h
  * route to one of IRQ 5, 10 and 11 (level, active high). These are their values after reset.
  */
-#define PC_PIRQ_REGISTERS 0x60
-#define PC_PIRQ_A_IRQ     10
-#define PC_PIRQ_B_IRQ     10
-#define PC_PIRQ_C_IRQ     11
-#define PC_PIRQ_D_IRQ     11
-#define PC_PCI_HOST_SLOT  0 /* 00:00.0 host bridge */
-#define PC_PCI_ISA_SLOT   1 /* 00:01.0 ISA bridge */
+#define PC_PIRQ_REGISTERS   0x60
+#define PC_PIRQ_A_IRQ       10
+#define PC_PIRQ_B_IRQ       10
+#define PC_PIRQ_C_IRQ       11
+#define PC_PIRQ_D_IRQ       11
+#define PC_PCI_HOST_SLOT    0 /* 00:00.0 host bridge */
+#define PC_PCI_ISA_SLOT     1 /* 00:01.0 ISA bridge */
+#define PC_PCI_RNG_SLOT     2 /* virtio: */
+#define PC_PCI_BALLOON_SLOT 3
+#define PC_PCI_CONSOLE_SLOT 4
+#define PC_PCI_DISK_SLOT    8  /* eight of them */
+#define PC_PCI_NET_SLOT     16 /* eight of them */
 
 /* Memory. RAM ends at 3 GiB at most (MEMORY_LOW_MAX) and goes on at 4 GiB. */
 #define PC_EBDA                0x0009fc00 /* 1 KiB, up to the VGA hole */

@@ -1,0 +1,122 @@
+#include "machine/pc_virtio.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "backends/disk/disk.h"
+#include "host/io_thread.h"
+#include "host/log.h"
+#include "machine/pc_addresses.h"
+
+#define QUEUES_DEFAULT 1
+
+static void lock_devices(void *owner)
+{
+	machine_lock(owner);
+}
+
+static void unlock_devices(void *owner)
+{
+	machine_unlock(owner);
+}
+
+static int plug(struct pc_virtio *virtio, struct pci_root *root, unsigned slot, struct virtio_pci *pci,
+                struct virtio_device *device)
+{
+	int error = virtio_pci_init(pci, root, PCI_DEVFN(slot, 0), device);
+
+	if (!error)
+		virtio->all[virtio->count++] = pci;
+	return error;
+}
+
+static int create_disk(struct pc_virtio *virtio, struct pci_root *root, const struct machine_disk *options)
+{
+	unsigned number = virtio->disk_count;
+	struct pc_disk *place = &virtio->disk[number];
+	struct virtio_block_options block = {
+	    .serial = options->serial,
+	    .readonly = options->image.readonly,
+	    .queues = options->queues ? options->queues : QUEUES_DEFAULT,
+	};
+	int error;
+
+	place->disk = disk_open(&options->image);
+	if (!place->disk)
+		return -EIO;
+	virtio->disk_count++;
+	block.disk = place->disk;
+	error = disk_attach(place->disk, virtio->host.loop);
+	if (!error)
+		error = virtio_block_init(&place->block, &virtio->host, PC_PCI_DISK_SLOT + number, &block);
+	if (!error)
+		error = plug(virtio, root, PC_PCI_DISK_SLOT + number, &place->pci, &place->block.device);
+	if (error)
+		log_error("%s: %s", options->image.path, strerror(-error));
+	return error;
+}
+
+int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root)
+{
+	int error;
+
+	virtio->io = io_thread_create("ring3-io");
+	if (!virtio->io)
+		return -errno;
+	virtio->host = (struct virtio_host){
+	    .memory = &machine->memory,
+	    .loop = io_thread_loop(virtio->io),
+	    .trace = &machine->trace,
+	    .lock = lock_devices,
+	    .unlock = unlock_devices,
+	    .lock_owner = machine,
+	};
+	error = virtio_rng_init(&virtio->rng, &virtio->host, PC_PCI_RNG_SLOT);
+	if (!error)
+		error = plug(virtio, root, PC_PCI_RNG_SLOT, &virtio->rng_pci, &virtio->rng.device);
+	for (unsigned i = 0; i < machine->options.disk_count && i < MACHINE_DISKS_MAX && !error; i++)
+		error = create_disk(virtio, root, &machine->options.disks[i]);
+	return error;
+}
+
+void pc_virtio_destroy(struct pc_virtio *virtio)
+{
+	if (!virtio->io)
+		return;
+	pc_virtio_pause(virtio);
+	io_thread_pause(virtio->io);
+	for (unsigned i = 0; i < virtio->count; i++)
+		virtio_pci_destroy(virtio->all[i]);
+	for (unsigned i = 0; i < virtio->disk_count; i++) {
+		virtio_block_destroy(&virtio->disk[i].block);
+		disk_close(virtio->disk[i].disk); /* says itself what went wrong */
+	}
+	virtio_rng_destroy(&virtio->rng);
+	io_thread_resume(virtio->io);
+	io_thread_destroy(virtio->io);
+	virtio->io = NULL;
+}
+
+void pc_virtio_reset(struct pc_virtio *virtio)
+{
+	for (unsigned i = 0; i < virtio->count; i++)
+		virtio_pci_reset(virtio->all[i]);
+}
+
+void pc_virtio_state(struct pc_virtio *virtio, struct state *state)
+{
+	for (unsigned i = 0; i < virtio->count; i++)
+		virtio_pci_state(virtio->all[i], state);
+}
+
+void pc_virtio_pause(struct pc_virtio *virtio)
+{
+	for (unsigned i = 0; i < virtio->count; i++)
+		virtio_device_pause(virtio->all[i]->device);
+}
+
+void pc_virtio_resume(struct pc_virtio *virtio)
+{
+	for (unsigned i = 0; i < virtio->count; i++)
+		virtio_device_resume(virtio->all[i]->device);
+}

@@ -1,0 +1,44 @@
+/*
+ * The PC's virtio devices: which there are, in which PCI slot, and the I/O thread that they work on. Part of the parts
+ * list (pc.c).
+ */
+#pragma once
+
+#include "devices/virtio/virtio_block.h"
+#include "devices/virtio/virtio_pci.h"
+#include "devices/virtio/virtio_rng.h"
+#include "machine/machine.h"
+
+struct io_thread;
+struct state;
+
+struct pc_disk {
+	struct disk *disk;
+	struct virtio_block block;
+	struct virtio_pci pci;
+};
+
+struct pc_virtio {
+	struct io_thread *io;
+	struct virtio_host host;
+	struct virtio_rng rng;
+	struct virtio_pci rng_pci;
+	struct pc_disk disk[MACHINE_DISKS_MAX];
+	unsigned disk_count;
+	/* All of them, in the order of their slots. */
+	struct virtio_pci *all[MACHINE_DISKS_MAX + 8];
+	unsigned count;
+};
+
+struct pci_root;
+
+/* As the machine's options say. 0 or -errno (what failed may be destroyed). Images that cannot be opened are logged. */
+int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root);
+/* Waits for what is in flight, flushes and closes the images. */
+void pc_virtio_destroy(struct pc_virtio *virtio);
+void pc_virtio_reset(struct pc_virtio *virtio);
+/* After pci_root_state(). Paused. */
+void pc_virtio_state(struct pc_virtio *virtio, struct state *state);
+/* Nothing is in flight and nothing changes guest memory from when pause returns. Without the device lock. */
+void pc_virtio_pause(struct pc_virtio *virtio);
+void pc_virtio_resume(struct pc_virtio *virtio);
