@@ -9,9 +9,9 @@
 #define WHY_SIZE 256
 
 const struct engine *const engines[] = {
-	&engine_interpreter,
-	&engine_translator,
-	NULL,
+    &engine_interpreter,
+    &engine_translator,
+    NULL,
 };
 
 const struct engine *engine_select(const char *name, char *why)

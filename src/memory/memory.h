@@ -44,7 +44,8 @@ struct memory {
 	uint64_t page_count; /* length of the two arrays: covers low and the high part, hole included */
 	_Atomic uint8_t *page_flags;
 	_Atomic uint32_t *code_generation;
-	_Atomic uint32_t watch_handshakes; /* engines' own: vCPUs that are taking write access to a page from others (cache.c) */
+	_Atomic uint32_t
+	    watch_handshakes;    /* engines' own: vCPUs that are taking write access to a page from others (cache.c) */
 	_Atomic uint64_t *dirty; /* bit map while the dirty log is on, else NULL; memory.c's own */
 	/*
 	 * Held around a locked instruction whose operand crosses a page or is not RAM, which the host cannot do in one
@@ -87,7 +88,8 @@ static inline uint32_t memory_code_generation(const struct memory *memory, uint6
 {
 	return atomic_load_explicit(&memory->code_generation[physical >> MEMORY_PAGE_SHIFT], memory_order_acquire);
 }
-/* A full memory barrier on every running thread of this process (membarrier): the other side of a handshake needs only a compiler barrier. */
+/* A full memory barrier on every running thread of this process (membarrier): the other side of a handshake needs only
+ * a compiler barrier. */
 void memory_barrier_all(struct memory *memory);
 /* The page was written while its flags were not 0: moves the generation, marks it dirty. Any thread. */
 void memory_page_written(struct memory *memory, uint64_t physical);

@@ -6,8 +6,8 @@
 #include "x86/segments.h"
 
 /*
- * Only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). Flat 32-bit code reaches the segment's limit only at the very end of
- * the 4 GiB.
+ * Only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). Flat 32-bit code reaches the segment's
+ * limit only at the very end of the 4 GiB.
  */
 bool operand_in_range(struct vcpu *vcpu, uint64_t linear, unsigned size)
 {
@@ -63,7 +63,8 @@ ADDRESS_SLOT(f64)
 ADDRESS_SLOT(b32)
 ADDRESS_SLOT(f32)
 
-/* FS and GS in 64-bit code. AMD's processors want the offset itself canonical, which the TLB cannot tell from the sum. */
+/* FS and GS in 64-bit code. AMD's processors want the offset itself canonical, which the TLB cannot tell from the sum.
+ */
 void address_s64(PARAMETERS)
 {
 	ADDRESS_f64;
@@ -76,7 +77,8 @@ void address_s64(PARAMETERS)
 	return insn[1].run_at(vcpu, insn + 1, flags, tlb, linear);
 }
 
-/* A pending #MF and #GP for misalignment are found before the segment is looked at, #AC after it (measured on Zen 4). */
+/* A pending #MF and #GP for misalignment are found before the segment is looked at, #AC after it (measured on Zen 4).
+ */
 static void check_form(struct vcpu *vcpu, const struct insn *insn, uint64_t offset)
 {
 	const struct native_form *form = insn[1].pointer;
@@ -87,8 +89,8 @@ static void check_form(struct vcpu *vcpu, const struct insn *insn, uint64_t offs
 
 void address_general(PARAMETERS)
 {
-	uint64_t offset = REG64(insn->base) + (REG64(insn->index) << insn->scale) + (uint64_t)(int64_t)insn->displacement +
-			  insn->immediate;
+	uint64_t offset = REG64(insn->base) + (REG64(insn->index) << insn->scale) +
+	                  (uint64_t)(int64_t)insn->displacement + insn->immediate;
 
 	if (insn->b & GENERAL_MASK32)
 		offset = (uint32_t)offset;
@@ -97,7 +99,8 @@ void address_general(PARAMETERS)
 	SLOW_ENTER;
 	if (insn->b & GENERAL_NATIVE)
 		check_form(vcpu, insn, offset);
-	uint64_t linear = segment_linear(vcpu, GENERAL_SEGMENT(insn->b), offset, insn->a ? insn->a : 1, insn->b & GENERAL_WRITE);
+	uint64_t linear =
+	    segment_linear(vcpu, GENERAL_SEGMENT(insn->b), offset, insn->a ? insn->a : 1, insn->b & GENERAL_WRITE);
 	/* Vectors have rules of their own, and host-executed forms get #AC from the silicon. */
 	if (insn->b & GENERAL_ALIGN)
 		check_alignment(vcpu, linear, insn->a);

@@ -1,7 +1,8 @@
 /*
  * ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT.
  *
- * Each operation is the host's own instruction; LAHF and SETO fetch its flags. Locked forms run as host-executed forms (native.h).
+ * Each operation is the host's own instruction; LAHF and SETO fetch its flags. Locked forms run as host-executed forms
+ * (native.h).
  */
 #include "engines/interpreter/decode.h"
 
@@ -25,9 +26,9 @@ typedef uint64_t u64;
 	{                                                                                                              \
 		u32 result;                                                                                            \
 		__asm__("btl $8, %[f]\n\t" text " %[b], %[a]" FETCH_FLAGS                                              \
-			: [a] "+&r"(*a), "=&a"(result)                                                                 \
-			: [b] "r"(b), [f] "r"(flags)                                                                   \
-			: "cc");                                                                                       \
+		        : [a] "+&r"(*a), "=&a"(result)                                                                 \
+		        : [b] "r"(b), [f] "r"(flags)                                                                   \
+		        : "cc");                                                                                       \
 		return result;                                                                                         \
 	}
 #define COMPARE(name, bits, text)                                                                                      \
@@ -50,14 +51,13 @@ typedef uint64_t u64;
 	{                                                                                                              \
 		u32 result;                                                                                            \
 		__asm__("btl $8, %[f]\n\t" text " %[a]" FETCH_FLAGS                                                    \
-			: [a] "+&r"(*a), "=&a"(result)                                                                 \
-			: [f] "r"(flags)                                                                               \
-			: "cc");                                                                                       \
+		        : [a] "+&r"(*a), "=&a"(result)                                                                 \
+		        : [f] "r"(flags)                                                                               \
+		        : "cc");                                                                                       \
 		return result;                                                                                         \
 	}
 
-#define SIZES(M, name, text)                                                                                           \
-	M(name, 8, text "b") M(name, 16, text "w") M(name, 32, text "l") M(name, 64, text "q")
+#define SIZES(M, name, text) M(name, 8, text "b") M(name, 16, text "w") M(name, 32, text "l") M(name, 64, text "q")
 SIZES(BINARY, add, "add")
 SIZES(BINARY, or, "or")
 SIZES(BINARY_CARRY, adc, "adc")
@@ -74,12 +74,14 @@ SIZES(UNARY, neg, "neg")
 #define NOT(bits)                                                                                                      \
 	ALWAYS_INLINE u32 not_##bits(u##bits *a, u32 flags)                                                            \
 	{                                                                                                              \
-		*a = (u##bits)~*a;                                                                                     \
+		*a = (u##bits) ~*a;                                                                                    \
 		return flags;                                                                                          \
 	}
-NOT(8) NOT(16) NOT(32) NOT(64)
+NOT(8)
+NOT(16) NOT(32) NOT(64)
 
-/* Operations that write their first operand, which is a register, by a register, immediate or memory; or memory, by register or immediate. */
+/* Operations that write their first operand, which is a register, by a register, immediate or memory; or memory, by
+ * register or immediate. */
 #define WRITING(name, bits, MEMORY)                                                                                    \
 	static void name##_rr_##bits(PARAMETERS)                                                                       \
 	{                                                                                                              \
@@ -107,13 +109,13 @@ NOT(8) NOT(16) NOT(32) NOT(64)
 		return name##_##bits(value, REG##bits(insn->a), flags);                                                \
 	}                                                                                                              \
 	ALWAYS_INLINE u32 name##_modify_i_##bits(struct vcpu *vcpu, const struct insn *insn, u32 flags,                \
-						 u##bits *value)                                                       \
+	                                         u##bits *value)                                                       \
 	{                                                                                                              \
 		return name##_##bits(value, (u##bits)insn->immediate, flags);                                          \
 	}                                                                                                              \
 	MEMORY##_LOAD(name##_rm_##bits, guest_##bits, name##_load_##bits)                                              \
-	MEMORY##_MODIFY(name##_mr_##bits, guest_##bits, name##_modify_##bits)                                          \
-	MEMORY##_MODIFY(name##_mi_##bits, guest_##bits, name##_modify_i_##bits)
+	    MEMORY##_MODIFY(name##_mr_##bits, guest_##bits, name##_modify_##bits)                                      \
+	        MEMORY##_MODIFY(name##_mi_##bits, guest_##bits, name##_modify_i_##bits)
 
 /* CMP and TEST. */
 #define COMPARING(name, bits, MEMORY)                                                                                  \
@@ -140,8 +142,8 @@ NOT(8) NOT(16) NOT(32) NOT(64)
 		return name##_##bits(&a, (u##bits)insn->immediate, flags);                                             \
 	}                                                                                                              \
 	MEMORY##_LOAD(name##_rm_##bits, guest_##bits, name##_load_##bits)                                              \
-	MEMORY##_LOAD(name##_mr_##bits, guest_##bits, name##_first_##bits)                                             \
-	MEMORY##_LOAD(name##_mi_##bits, guest_##bits, name##_first_i_##bits)
+	    MEMORY##_LOAD(name##_mr_##bits, guest_##bits, name##_first_##bits)                                         \
+	        MEMORY##_LOAD(name##_mi_##bits, guest_##bits, name##_first_i_##bits)
 
 #define UNARY_HANDLERS(name, bits, MEMORY)                                                                             \
 	static void name##_r_##bits(PARAMETERS)                                                                        \
@@ -157,37 +159,34 @@ NOT(8) NOT(16) NOT(32) NOT(64)
 	}                                                                                                              \
 	MEMORY##_MODIFY(name##_m_##bits, guest_##bits, name##_modify_##bits)
 
-/* Which operand kinds have handlers of their own. RARE ones have table entries that are all alike; see emit_memory(). */
-#define HOT_LOAD	LOAD
-#define HOT_MODIFY	MODIFY
-#define RARE_LOAD(...)	LOAD_AT(__VA_ARGS__)
+/* Which operand kinds have handlers of their own. RARE ones have table entries that are all alike; see emit_memory().
+ */
+#define HOT_LOAD         LOAD
+#define HOT_MODIFY       MODIFY
+#define RARE_LOAD(...)   LOAD_AT(__VA_ARGS__)
 #define RARE_MODIFY(...) MODIFY_AT(__VA_ARGS__)
 
 #define ALL_SIZES(M, name, m8, m16, m32, m64) M(name, 8, m8) M(name, 16, m16) M(name, 32, m32) M(name, 64, m64)
 
-ALL_SIZES(WRITING, add, RARE, RARE, HOT, HOT)
-ALL_SIZES(WRITING, or, RARE, RARE, HOT, HOT)
-ALL_SIZES(WRITING, adc, RARE, RARE, RARE, RARE)
-ALL_SIZES(WRITING, sbb, RARE, RARE, RARE, RARE)
-ALL_SIZES(WRITING, and, RARE, RARE, HOT, HOT)
-ALL_SIZES(WRITING, sub, RARE, RARE, HOT, HOT)
-ALL_SIZES(WRITING, xor, RARE, RARE, HOT, HOT)
-ALL_SIZES(COMPARING, cmp, HOT, HOT, HOT, HOT)
-ALL_SIZES(COMPARING, test, HOT, RARE, HOT, HOT)
-ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT)
-ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
-ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE)
-ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
+    ALL_SIZES(WRITING, add, RARE, RARE, HOT, HOT) ALL_SIZES(WRITING, or, RARE, RARE, HOT, HOT)
+        ALL_SIZES(WRITING, adc, RARE, RARE, RARE, RARE) ALL_SIZES(WRITING, sbb, RARE, RARE, RARE, RARE)
+            ALL_SIZES(WRITING, and, RARE, RARE, HOT, HOT) ALL_SIZES(WRITING, sub, RARE, RARE, HOT, HOT)
+                ALL_SIZES(WRITING, xor, RARE, RARE, HOT, HOT) ALL_SIZES(COMPARING, cmp, HOT, HOT, HOT, HOT)
+                    ALL_SIZES(COMPARING, test, HOT, RARE, HOT, HOT) ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT)
+                        ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
+                            ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE)
+                                ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
 
-/* XOR r, r and SUB r, r of one register, 32 or 64 bits: the usual way to write a zero. AF as the silicon leaves it. */
-static void zero_register(PARAMETERS)
+    /* XOR r, r and SUB r, r of one register, 32 or 64 bits: the usual way to write a zero. AF as the silicon leaves it.
+     */
+    static void zero_register(PARAMETERS)
 {
 	REG64(insn->a) = 0;
 	flags = HOT_ZF | HOT_PF | 0x0200;
 	NEXT;
 }
 
-#define HOT_TABLE(name)	 KIND_TABLE(name)
+#define HOT_TABLE(name)  KIND_TABLE(name)
 #define RARE_TABLE(name) AT_TABLE(name)
 
 struct binary {
@@ -212,15 +211,15 @@ struct binary {
 enum { OP_ADD, OP_OR, OP_ADC, OP_SBB, OP_AND, OP_SUB, OP_XOR, OP_CMP, OP_TEST };
 
 static const struct binary binaries[] = {
-	[OP_ADD] = BINARY_TABLE(add, false, RARE, RARE, HOT, HOT),
-	[OP_OR] = BINARY_TABLE(or, false, RARE, RARE, HOT, HOT),
-	[OP_ADC] = BINARY_TABLE(adc, false, RARE, RARE, RARE, RARE),
-	[OP_SBB] = BINARY_TABLE(sbb, false, RARE, RARE, RARE, RARE),
-	[OP_AND] = BINARY_TABLE(and, false, RARE, RARE, HOT, HOT),
-	[OP_SUB] = BINARY_TABLE(sub, false, RARE, RARE, HOT, HOT),
-	[OP_XOR] = BINARY_TABLE(xor, false, RARE, RARE, HOT, HOT),
-	[OP_CMP] = BINARY_TABLE(cmp, true, HOT, HOT, HOT, HOT),
-	[OP_TEST] = BINARY_TABLE(test, true, HOT, RARE, HOT, HOT),
+    [OP_ADD] = BINARY_TABLE(add, false, RARE, RARE, HOT, HOT),
+    [OP_OR] = BINARY_TABLE(or, false, RARE, RARE, HOT, HOT),
+    [OP_ADC] = BINARY_TABLE(adc, false, RARE, RARE, RARE, RARE),
+    [OP_SBB] = BINARY_TABLE(sbb, false, RARE, RARE, RARE, RARE),
+    [OP_AND] = BINARY_TABLE(and, false, RARE, RARE, HOT, HOT),
+    [OP_SUB] = BINARY_TABLE(sub, false, RARE, RARE, HOT, HOT),
+    [OP_XOR] = BINARY_TABLE(xor, false, RARE, RARE, HOT, HOT),
+    [OP_CMP] = BINARY_TABLE(cmp, true, HOT, HOT, HOT, HOT),
+    [OP_TEST] = BINARY_TABLE(test, true, HOT, RARE, HOT, HOT),
 };
 
 struct unary {
@@ -249,7 +248,8 @@ static bool binary_decode(struct decoder *d, unsigned op)
 
 	if (is_memory(first)) {
 		bool register_source = is_register(second);
-		insn = emit_memory(d, first, bytes, !binary->compares, register_source ? binary->mr[size] : binary->mi[size]);
+		insn = emit_memory(d, first, bytes, !binary->compares,
+		                   register_source ? binary->mr[size] : binary->mi[size]);
 		if (register_source)
 			insn->a = (uint8_t)register_offset(second->reg.value);
 		else

@@ -52,10 +52,10 @@ BIT_TEST(64)
 
 /* [operation][immediate][64 bits] */
 static handler *const handlers[4][2][2] = {
-	{{bt_rr_32, bt_rr_64}, {bt_ri_32, bt_ri_64}},
-	{{bts_rr_32, bts_rr_64}, {bts_ri_32, bts_ri_64}},
-	{{btr_rr_32, btr_rr_64}, {btr_ri_32, btr_ri_64}},
-	{{btc_rr_32, btc_rr_64}, {btc_ri_32, btc_ri_64}},
+    {{bt_rr_32, bt_rr_64}, {bt_ri_32, bt_ri_64}},
+    {{bts_rr_32, bts_rr_64}, {bts_ri_32, bts_ri_64}},
+    {{btr_rr_32, btr_rr_64}, {btr_ri_32, btr_ri_64}},
+    {{btc_rr_32, btc_rr_64}, {btc_ri_32, btc_ri_64}},
 };
 
 bool bit_decode(struct decoder *d)

@@ -1,8 +1,9 @@
 /*
  * Finding, decoding and keeping blocks (cache.h).
  *
- * The arena fills from below with blocks and from above with what block_allocate() gives out. A dead block (its page was written) stays where it is
- * until the arena is emptied, but its bytes are compared first: often the page was written elsewhere.
+ * The arena fills from below with blocks and from above with what block_allocate() gives out. A dead block (its page
+ * was written) stays where it is until the arena is emptied, but its bytes are compared first: often the page was
+ * written elsewhere.
  */
 #include <sched.h>
 #include "engines/interpreter/cache.h"
@@ -17,14 +18,14 @@
 #include "engines/interpreter/decode.h"
 #include "x86/system.h"
 
-#define ARENA_BYTES  (12u << 20)
-#define HASH_BITS    15
-#define HASH_SIZE    (1u << HASH_BITS)
-#define SLOTS_MAX    (4 * BLOCK_INSTRUCTIONS_MAX + 2)
-#define BYTES_MAX    (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
-#define RESERVE      (sizeof(struct block) + SLOTS_MAX * sizeof(struct insn) + BYTES_MAX + 64 * 128)
-#define USAGE_FULL   90 /* percent of the native arena */
-#define USAGE_CHECK  64 /* look at it once in so many blocks */
+#define ARENA_BYTES (12u << 20)
+#define HASH_BITS   15
+#define HASH_SIZE   (1u << HASH_BITS)
+#define SLOTS_MAX   (4 * BLOCK_INSTRUCTIONS_MAX + 2)
+#define BYTES_MAX   (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
+#define RESERVE     (sizeof(struct block) + SLOTS_MAX * sizeof(struct insn) + BYTES_MAX + 64 * 128)
+#define USAGE_FULL  90 /* percent of the native arena */
+#define USAGE_CHECK 64 /* look at it once in so many blocks */
 
 struct block_cache {
 	uint8_t *arena;
@@ -41,7 +42,8 @@ int block_cache_create(struct interpreter *interpreter)
 
 	if (!cache)
 		return -ENOMEM;
-	cache->arena = mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	cache->arena =
+	    mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (cache->arena == MAP_FAILED) {
 		free(cache);
 		return -ENOMEM;
@@ -67,9 +69,9 @@ static void init_decoders(struct vcpu *vcpu, struct block_cache *cache)
 		ZydisMachineMode mode;
 		ZydisStackWidth stack;
 	} modes[3] = {
-		{ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16},
-		{ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
-		{ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
+	    {ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16},
+	    {ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
+	    {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
 	};
 	const struct cpu_model *model = vcpu->model;
 
@@ -150,8 +152,9 @@ static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigne
 }
 
 /*
- * Watches a page that code is about to be decoded from. Translated code stores without looking at the page's flags: the first watch takes
- * the write entries away from all vCPUs before the bytes are read, and whoever comes second waits for that.
+ * Watches a page that code is about to be decoded from. Translated code stores without looking at the page's flags: the
+ * first watch takes the write entries away from all vCPUs before the bytes are read, and whoever comes second waits for
+ * that.
  */
 static uint32_t watch_code(struct vcpu *vcpu, uint64_t physical)
 {
@@ -182,8 +185,9 @@ static ZyanStatus decode_at(struct decoder *d, const uint8_t *bytes, unsigned le
 	const ZydisDecoder *decoder = &d->interpreter->cache->decoder[d->mode & MODE_SIZE];
 
 	d->bytes = bytes;
-	return ZydisDecoderDecodeFull(decoder, bytes, length < ZYDIS_MAX_INSTRUCTION_LENGTH ? length : ZYDIS_MAX_INSTRUCTION_LENGTH,
-				      &d->instruction, d->operand);
+	return ZydisDecoderDecodeFull(decoder, bytes,
+	                              length < ZYDIS_MAX_INSTRUCTION_LENGTH ? length : ZYDIS_MAX_INSTRUCTION_LENGTH,
+	                              &d->instruction, d->operand);
 }
 
 /* Emits the instruction that `status` speaks of. False: more bytes are needed. */
@@ -258,14 +262,15 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	struct block_cache *cache = interpreter->cache;
 	struct fetched fetched = {.linear = linear, .physical = physical};
 
-	if (cache->high - cache->low < RESERVE ||
-	    (interpreter->native && ++cache->since_check % USAGE_CHECK == 0 && native_usage(interpreter->native) >= USAGE_FULL))
+	if (cache->high - cache->low < RESERVE || (interpreter->native && ++cache->since_check % USAGE_CHECK == 0 &&
+	                                           native_usage(interpreter->native) >= USAGE_FULL))
 		block_cache_flush(vcpu);
 	struct block *block = (struct block *)(cache->arena + cache->low);
 	memset(block, 0, sizeof(*block));
 	block->mode = interpreter->mode;
 	block->physical = physical;
-	block->generation_now = ram ? &vcpu->memory->code_generation[physical >> MEMORY_PAGE_SHIFT] : &cache->no_generation;
+	block->generation_now =
+	    ram ? &vcpu->memory->code_generation[physical >> MEMORY_PAGE_SHIFT] : &cache->no_generation;
 	block->generation = ram ? watch_code(vcpu, physical) : 0;
 	fetched.available = MEMORY_PAGE_SIZE - (unsigned)(physical & (MEMORY_PAGE_SIZE - 1));
 	if (fetched.available > BYTES_MAX)
@@ -275,15 +280,16 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	fetch(vcpu, physical, fetched.bytes, fetched.available);
 
 	struct decoder d = {
-		.vcpu = vcpu,
-		.interpreter = interpreter,
-		.mode = interpreter->mode,
-		.block = block,
-		.next = block->insn,
+	    .vcpu = vcpu,
+	    .interpreter = interpreter,
+	    .mode = interpreter->mode,
+	    .block = block,
+	    .next = block->insn,
 	};
 	if (interpreter->translator && interpreter->mode == MODE_64 && ram)
 		emit(&d, translator_heat);
-	/* Neither code that is not RAM (its bytes may change unseen) nor a block that a segment's limit may cut is kept. */
+	/* Neither code that is not RAM (its bytes may change unseen) nor a block that a segment's limit may cut is
+	 * kept. */
 	bool keep = ram;
 	decode_instructions(vcpu, &d, &fetched);
 	uint8_t *copy = (uint8_t *)d.next;
@@ -323,7 +329,7 @@ static bool second_page_valid(struct vcpu *vcpu, const struct block *block, uint
 	mmu_entry(vcpu, next_page, MMU_EXECUTE, &physical);
 	return physical == block->second_page &&
 	       (!memory_is_ram(vcpu->memory, physical) ||
-		block->second_generation == memory_code_generation(vcpu->memory, physical));
+	        block->second_generation == memory_code_generation(vcpu->memory, physical));
 }
 
 static struct block *look_up(struct vcpu *vcpu, uint64_t linear, uint64_t physical)

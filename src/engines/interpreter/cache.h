@@ -1,5 +1,6 @@
 /*
- * The cache of decoded blocks: one per vCPU, bounded, found by guest-physical address and mode, emptied as a whole when it is full.
+ * The cache of decoded blocks: one per vCPU, bounded, found by guest-physical address and mode, emptied as a whole when
+ * it is full.
  */
 #pragma once
 
@@ -13,8 +14,8 @@ void block_cache_destroy(struct interpreter *interpreter);
 void block_cache_flush(struct vcpu *vcpu);
 
 /*
- * The block at state.rip for interpreter->mode, decoded if need be. Raises what a fetch raises (#PF, #GP); executing is NULL and state.rip exact. NULL: out
- * of memory for a single block, which cannot happen.
+ * The block at state.rip for interpreter->mode, decoded if need be. Raises what a fetch raises (#PF, #GP); executing is
+ * NULL and state.rip exact. NULL: out of memory for a single block, which cannot happen.
  */
 struct block *block_find(struct vcpu *vcpu);
 /* May transfers be linked to this block? */

@@ -1,10 +1,10 @@
 /*
- * What reads conditions: SETcc and CMOVcc (Jcc is in control.c); and the flag instructions CLC, STC, CMC, CLD, STD, LAHF, SAHF.
+ * What reads conditions: SETcc and CMOVcc (Jcc is in control.c); and the flag instructions CLC, STC, CMC, CLD, STD,
+ * LAHF, SAHF.
  */
 #include "engines/interpreter/decode.h"
 
-#define CONDITIONS(M)                                                                                                  \
-	M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define CONDITIONS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
 #define CONDITIONAL(cc)                                                                                                \
 	static void set_r_##cc(PARAMETERS)                                                                             \
@@ -25,7 +25,7 @@
 	}
 CONDITIONS(CONDITIONAL)
 
-#define SET_ENTRY(cc)  set_r_##cc,
+#define SET_ENTRY(cc)    set_r_##cc,
 #define CMOV32_ENTRY(cc) cmov_rr_32_##cc,
 #define CMOV64_ENTRY(cc) cmov_rr_64_##cc,
 static handler *const set_r[16] = {CONDITIONS(SET_ENTRY)};
@@ -41,7 +41,7 @@ STORE_AT(set_m, guest_8, set_value)
 
 #define CMOV_LOAD(bits)                                                                                                \
 	ALWAYS_INLINE uint32_t cmov_load_##bits(struct vcpu *vcpu, const struct insn *insn, uint32_t flags,            \
-						uint##bits##_t value)                                                  \
+	                                        uint##bits##_t value)                                                  \
 	{                                                                                                              \
 		write##bits(vcpu, insn->a, flags_condition(flags, insn->b) ? value : REG##bits(insn->a));              \
 		return flags;                                                                                          \
@@ -139,10 +139,14 @@ static bool conditional_decode(struct decoder *d, unsigned condition)
 	}
 	if (is_memory(from)) {
 		insn = emit_memory_at(d, from, to->size / 8, false,
-				      to->size == 64 ? cmov_rm_64_at : to->size == 32 ? cmov_rm_32_at : cmov_rm_16_at);
+		                      to->size == 64   ? cmov_rm_64_at
+		                      : to->size == 32 ? cmov_rm_32_at
+		                                       : cmov_rm_16_at);
 		insn->b = (uint8_t)condition;
 	} else {
-		insn = emit(d, to->size == 64 ? cmov_rr_64[condition] : to->size == 32 ? cmov_rr_32[condition] : cmov_rr_16);
+		insn = emit(d, to->size == 64   ? cmov_rr_64[condition]
+		               : to->size == 32 ? cmov_rr_32[condition]
+		                                : cmov_rr_16);
 		insn->scale = (uint8_t)condition;
 		insn->b = (uint8_t)register_offset(from->reg.value);
 	}

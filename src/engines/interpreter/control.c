@@ -1,15 +1,15 @@
 /*
  * Near control transfers: JMP, Jcc, CALL, RET, LOOP, JCXZ; and the end of a block that has none.
  *
- * Handlers come for 64-bit code, for flat 32-bit code (operand size 32) and in a general form that takes the operand size from insn->b and
- * checks the code segment's limit. Direct transfers keep their target relative to the block's first byte in `displacement`.
+ * Handlers come for 64-bit code, for flat 32-bit code (operand size 32) and in a general form that takes the operand
+ * size from insn->b and checks the code segment's limit. Direct transfers keep their target relative to the block's
+ * first byte in `displacement`.
  */
 #include "engines/interpreter/decode.h"
 #include "engines/interpreter/stack.h"
 #include "x86/system.h"
 
-#define CONDITIONS(M)                                                                                                  \
-	M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
+#define CONDITIONS(M) M(0) M(1) M(2) M(3) M(4) M(5) M(6) M(7) M(8) M(9) M(10) M(11) M(12) M(13) M(14) M(15)
 
 #define BRANCH_TARGET(bits) ((uint##bits##_t)(vcpu->state.rip + (uint64_t)(int64_t)insn->displacement))
 /* Of a terminal instruction, `scale` is the length. */
@@ -53,7 +53,8 @@ static uint64_t truncated(uint64_t value, unsigned size)
 	return size == 8 ? value : size == 4 ? (uint32_t)value : (uint16_t)value;
 }
 
-/* SDM 2B JMP: a target beyond the code segment's limit, or not canonical, is #GP(0) of the branch. SLOW_ENTER comes first. */
+/* SDM 2B JMP: a target beyond the code segment's limit, or not canonical, is #GP(0) of the branch. SLOW_ENTER comes
+ * first. */
 static void check_target(struct vcpu *vcpu, uint64_t target)
 {
 	const struct cpu_state *s = &vcpu->state;
@@ -100,7 +101,8 @@ static void jcc_general(PARAMETERS)
 
 static void block_end_general(PARAMETERS)
 {
-	return go(ARGUMENTS, &block_of(insn)->link[NOT_TAKEN], (vcpu->state.rip + insn->offset) & interpreter_of(vcpu)->rip_mask);
+	return go(ARGUMENTS, &block_of(insn)->link[NOT_TAKEN],
+	          (vcpu->state.rip + insn->offset) & interpreter_of(vcpu)->rip_mask);
 }
 
 /* LOOP, LOOPE, LOOPNE, JCXZ: the count register has the address size (insn->base), insn->a says which. */
@@ -196,7 +198,8 @@ static void ret_general(PARAMETERS)
 }
 
 /*
- * The fast forms of CALL and RET. A canonical target is checked before anything changes: leave_to() would find it too late.
+ * The fast forms of CALL and RET. A canonical target is checked before anything changes: leave_to() would find it too
+ * late.
  */
 #define IN_RANGE_64(target) cpu_canonical(target)
 #define IN_RANGE_32(target) true
@@ -231,7 +234,7 @@ static void ret_general(PARAMETERS)
 		if (!HIT(source, linear, bits / 8))                                                                    \
 			return call_memory(ARGUMENTS, linear);                                                         \
 		CALL_BODY(bits, jump_cache_link(vcpu, target), HOST(source, linear, guest_##bits),                     \
-			  call_memory(ARGUMENTS, linear));                                                             \
+		          call_memory(ARGUMENTS, linear));                                                             \
 	}                                                                                                              \
 	static void jmp_register_##bits(PARAMETERS)                                                                    \
 	{                                                                                                              \
@@ -267,7 +270,8 @@ CALLS(32)
 /* Decoding. */
 
 /*
- * In 64-bit code near transfers have 64-bit operands; AMD's processors honour 66h all the same, Intel's ignore it (SDM 2A JMP, APM 3 1.2.3).
+ * In 64-bit code near transfers have 64-bit operands; AMD's processors honour 66h all the same, Intel's ignore it (SDM
+ * 2A JMP, APM 3 1.2.3).
  */
 static unsigned operand_bits(const struct decoder *d)
 {
@@ -275,7 +279,8 @@ static unsigned operand_bits(const struct decoder *d)
 
 	if (!decoder_64(d))
 		return d->instruction.operand_width;
-	return model && model->amd && has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !d->instruction.raw.rex.W ? 16 : 64;
+	return model && model->amd && has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !d->instruction.raw.rex.W ? 16
+	                                                                                                       : 64;
 }
 
 /* A direct transfer's target relative to the block's first byte. */
@@ -379,18 +384,22 @@ static bool indirect_decode(struct decoder *d, bool call)
 	struct insn *insn;
 
 	if (is_memory(operand)) {
-		handler_at *run = call ? (bits == 64 ? call_memory_64 : bits == 32 ? call_memory_32 : call_memory)
-				       : (bits == 64 ? jmp_memory_64 : bits == 32 ? jmp_memory_32 : jmp_memory);
+		handler_at *run = call ? (bits == 64   ? call_memory_64
+		                          : bits == 32 ? call_memory_32
+		                                       : call_memory)
+		                       : (bits == 64   ? jmp_memory_64
+		                          : bits == 32 ? jmp_memory_32
+		                                       : jmp_memory);
 		emit_address(d, operand, operand_bits(d) / 8, false);
 		emit_branch(d, run);
 		return true;
 	}
 	insn = emit_branch(d, call ? (bits == 64   ? call_register_64
-				      : bits == 32 ? call_register_32
-						   : call_register_general)
-				   : (bits == 64   ? jmp_register_64
-				      : bits == 32 ? jmp_register_32
-						   : jmp_register_general));
+	                              : bits == 32 ? call_register_32
+	                                           : call_register_general)
+	                           : (bits == 64   ? jmp_register_64
+	                              : bits == 32 ? jmp_register_32
+	                                           : jmp_register_general));
 	insn->a = (uint8_t)register_offset(operand->reg.value);
 	return true;
 }
@@ -401,8 +410,8 @@ static bool ret_decode(struct decoder *d)
 	struct insn *insn = emit_branch(d, bits == 64 ? ret_64 : bits == 32 ? ret_32 : ret_general);
 
 	insn->displacement = is_immediate(&d->operand[0]) && d->instruction.operand_count_visible
-				     ? (int32_t)(uint16_t)d->operand[0].imm.value.u
-				     : 0;
+	                         ? (int32_t)(uint16_t)d->operand[0].imm.value.u
+	                         : 0;
 	return true;
 }
 
@@ -449,7 +458,8 @@ bool control_decode(struct decoder *d)
 	case ZYDIS_MNEMONIC_JRCXZ:
 		return loop_decode(d, JCXZ);
 	default:
-		return i->meta.category == ZYDIS_CATEGORY_COND_BR && i->opcode_map <= ZYDIS_OPCODE_MAP_0F ? jcc_decode(d)
-													   : false;
+		return i->meta.category == ZYDIS_CATEGORY_COND_BR && i->opcode_map <= ZYDIS_OPCODE_MAP_0F
+		           ? jcc_decode(d)
+		           : false;
 	}
 }

@@ -6,7 +6,7 @@
 #define ZERO offsetof(struct vcpu, zero)
 
 _Static_assert(offsetof(struct vcpu, state.rip) == offsetof(struct vcpu, state.gpr) + 8 * GPR_COUNT,
-	       "RIP is addressed like a general register");
+               "RIP is addressed like a general register");
 _Static_assert(offsetof(struct vcpu, state.rip) < 256, "registers are named by a byte");
 _Static_assert(ZERO < 65536, "slots hold 16-bit offsets");
 
@@ -54,11 +54,11 @@ struct insn *emit(struct decoder *d, any_handler run)
 	struct insn *insn = d->next++;
 
 	*insn = (struct insn){
-		.run = run.run,
-		.base = ZERO,
-		.index = ZERO,
-		.segment_base = ZERO,
-		.offset = (uint16_t)d->offset,
+	    .run = run.run,
+	    .base = ZERO,
+	    .index = ZERO,
+	    .segment_base = ZERO,
+	    .offset = (uint16_t)d->offset,
 	};
 	insn->number = d->number & 0x7f;
 	return insn;
@@ -115,7 +115,7 @@ unsigned fill_address(struct decoder *d, struct insn *insn, const ZydisDecodedOp
 
 /* The kind of operand whose address `insn` has by fill_address(); KIND_AT: it needs address_general. */
 static enum address_kind address_kind(const struct decoder *d, const struct insn *insn, enum segment_register segment,
-				      unsigned address_size, bool write)
+                                      unsigned address_size, bool write)
 {
 	bool simple = insn->index == ZERO && insn->segment_base == ZERO;
 
@@ -136,7 +136,7 @@ static handler *const address_slots[KIND_COUNT] = {address_general, address_b64,
 
 /* Emits a slot with an operand's address in it, with the address slot's handler. */
 static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
-				 enum address_kind *kind)
+                                 enum address_kind *kind)
 {
 	struct insn *insn = emit(d, address_general);
 	enum segment_register segment = operand_segment(operand);
@@ -147,16 +147,17 @@ static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *o
 	insn->stack_segment = segment == SEG_SS;
 	*kind = address_kind(d, insn, segment, address_size, write);
 	insn->run = address_slots[*kind];
-	if (*kind == KIND_AT && insn->segment_base != ZERO && address_size == 8 && !(d->mode & MODE_ALIGN) && !insn->immediate) {
+	if (*kind == KIND_AT && insn->segment_base != ZERO && address_size == 8 && !(d->mode & MODE_ALIGN) &&
+	    !insn->immediate) {
 		insn->run = address_s64;
 	} else if (*kind == KIND_AT) {
 		bool power = size && !(size & (size - 1)) && size <= 8;
 		insn->a = (uint8_t)(size < 255 ? size : 255);
 		insn->b = (uint8_t)((write ? GENERAL_WRITE : 0) | (power ? GENERAL_ALIGN : 0) |
-				    (address_size == 4	 ? GENERAL_MASK32
-				     : address_size == 2 ? GENERAL_MASK16
-							 : 0) |
-				    segment << 4);
+		                    (address_size == 4   ? GENERAL_MASK32
+		                     : address_size == 2 ? GENERAL_MASK16
+		                                         : 0) |
+		                    segment << 4);
 	}
 	return insn;
 }
@@ -168,7 +169,8 @@ void emit_address(struct decoder *d, const ZydisDecodedOperand *operand, unsigne
 	emit_operand(d, operand, size, write, &kind);
 }
 
-struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write, handler_at *run)
+struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
+                            handler_at *run)
 {
 	emit_address(d, operand, size, write);
 	struct insn *insn = emit(d, run);
@@ -176,7 +178,8 @@ struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operan
 	return insn;
 }
 
-struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write, memory_table table)
+struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
+                         memory_table table)
 {
 	enum address_kind kind;
 	struct insn *insn = emit_operand(d, operand, size, write, &kind);
@@ -193,9 +196,8 @@ struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, 
 void decode_instruction(struct decoder *d)
 {
 	static bool (*const families[])(struct decoder *) = {
-		move_decode,   alu_decode,     control_decode, stack_decode, condition_decode, shift_decode,
-		string_decode, multiply_decode, bit_decode,	segment_decode, system_decode,	 io_decode,
-		legacy_decode, native_decode,
+	    move_decode,     alu_decode, control_decode, stack_decode,  condition_decode, shift_decode,  string_decode,
+	    multiply_decode, bit_decode, segment_decode, system_decode, io_decode,        legacy_decode, native_decode,
 	};
 
 	for (unsigned i = 0; i < sizeof(families) / sizeof(families[0]); i++)

@@ -1,8 +1,8 @@
 /*
  * From Zydis' view of an instruction to slots of a block.
  *
- * decode.c finds the family of a mnemonic; a family's `*_decode` emits the slots and returns true, or false: not one of mine (then the host
- * may execute it, or it is #UD).
+ * decode.c finds the family of a mnemonic; a family's `*_decode` emits the slots and returns true, or false: not one of
+ * mine (then the host may execute it, or it is #UD).
  */
 #pragma once
 
@@ -18,11 +18,11 @@ struct decoder {
 	ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
 	const uint8_t *bytes; /* of the instruction */
 	struct block *block;
-	struct insn *next;   /* free slot */
-	unsigned offset;     /* of the instruction in the block */
+	struct insn *next; /* free slot */
+	unsigned offset;   /* of the instruction in the block */
 	unsigned number;
-	unsigned size;       /* effective operand size in bytes */
-	bool terminal;       /* set by the family: the block ends here */
+	unsigned size; /* effective operand size in bytes */
+	bool terminal; /* set by the family: the block ends here */
 };
 
 ALWAYS_INLINE bool decoder_64(const struct decoder *d)
@@ -36,16 +36,18 @@ struct insn *emit(struct decoder *d, any_handler run);
 struct insn *emit_terminal(struct decoder *d, any_handler run);
 
 /*
- * Emits the handler of a memory operand's kind out of `table` (KIND_COUNT of them; NULL: none of its own), or an address slot and table[KIND_AT]. `write` is for segmentation.
- * Returns the operation's slot.
+ * Emits the handler of a memory operand's kind out of `table` (KIND_COUNT of them; NULL: none of its own), or an
+ * address slot and table[KIND_AT]. `write` is for segmentation. Returns the operation's slot.
  */
 struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
-			 memory_table table);
+                         memory_table table);
 /* An address slot, whatever the kind; the slot behind it takes the linear address. */
 void emit_address(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write);
 /* Both: an address slot, whatever the kind, and `run` behind it. */
-struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write, handler_at *run);
-/* Fills base, index, scale and displacement of an effective address (without segment). Returns the address size in bytes. */
+struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operand, unsigned size, bool write,
+                            handler_at *run);
+/* Fills base, index, scale and displacement of an effective address (without segment). Returns the address size in
+ * bytes. */
 unsigned fill_address(struct decoder *d, struct insn *insn, const ZydisDecodedOperand *operand);
 enum segment_register operand_segment(const ZydisDecodedOperand *operand);
 
@@ -69,7 +71,8 @@ static inline bool is_immediate(const ZydisDecodedOperand *operand)
 }
 static inline bool is_general_register(const ZydisDecodedOperand *operand)
 {
-	return is_register(operand) && operand->reg.value >= ZYDIS_REGISTER_AL && operand->reg.value <= ZYDIS_REGISTER_R15;
+	return is_register(operand) && operand->reg.value >= ZYDIS_REGISTER_AL &&
+	       operand->reg.value <= ZYDIS_REGISTER_R15;
 }
 /* 1, 2, 4, 8 to 0, 1, 2, 3. */
 static inline unsigned size_index(unsigned bytes)

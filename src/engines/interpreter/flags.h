@@ -1,9 +1,10 @@
 /*
  * Arithmetic flags while guest code runs.
  *
- * Between handlers they travel in a register as LAHF and SETO leave them in AX: bits 15:8 SF ZF - AF - PF 1 CF, bits 7:0 OF as 0 or 1; bits
- * above 15 are anything. Where somebody else may look (host-executed forms, slow paths) they are "split" in the vCPU block: rflags' low byte and
- * vcpu->overflow. Routines of x86/ and everybody outside the engine see a whole rflags.
+ * Between handlers they travel in a register as LAHF and SETO leave them in AX: bits 15:8 SF ZF - AF - PF 1 CF, bits
+ * 7:0 OF as 0 or 1; bits above 15 are anything. Where somebody else may look (host-executed forms, slow paths) they are
+ * "split" in the vCPU block: rflags' low byte and vcpu->overflow. Routines of x86/ and everybody outside the engine see
+ * a whole rflags.
  */
 #pragma once
 
@@ -40,7 +41,8 @@ ALWAYS_INLINE void flags_split(struct vcpu *vcpu)
 	vcpu->overflow = vcpu->state.rflags >> 11 & 1;
 }
 
-/* Condition `code` as in the low four bits of Jcc's opcode (SDM 2D appendix B.1.4.7). Folds to two instructions for a constant code. */
+/* Condition `code` as in the low four bits of Jcc's opcode (SDM 2D appendix B.1.4.7). Folds to two instructions for a
+ * constant code. */
 ALWAYS_INLINE bool flags_condition(uint32_t flags, unsigned code)
 {
 	bool value;

@@ -1,16 +1,16 @@
 /*
  * Decoded instructions, blocks of them, and how handlers follow one another.
  *
- *	block:  head | slot | slot | ... | terminal slot          one guest instruction is one slot, or two: an address slot
- *	                                                          that computes a linear address for the slot behind it
+ *	block:  head | slot | slot | ... | terminal slot          one guest instruction is one slot, or two: an address
+ *slot that computes a linear address for the slot behind it
  *
- * A handler does its work and tail-calls the next slot's handler, so guest code runs without returning. A terminal handler (control
- * transfer, end of block, sensitive instructions) sets state.rip to the next instruction's address and either enters
- * the next block directly (FOLLOW) or returns to the run loop (run.c).
+ * A handler does its work and tail-calls the next slot's handler, so guest code runs without returning. A terminal
+ *handler (control transfer, end of block, sensitive instructions) sets state.rip to the next instruction's address and
+ *either enters the next block directly (FOLLOW) or returns to the run loop (run.c).
  *
- * While a block runs, state.rip is the address of its first instruction, which also serves RIP-relative operands; flags travel in a
- * register (flags.h). A handler that may fault, or calls somebody who looks, first runs SLOW_ENTER (rip stays the block's; vcpu->executing
- * tells which slot) or EXACT_ENTER (state.rip and rflags become whole and exact).
+ * While a block runs, state.rip is the address of its first instruction, which also serves RIP-relative operands; flags
+ *travel in a register (flags.h). A handler that may fault, or calls somebody who looks, first runs SLOW_ENTER (rip
+ *stays the block's; vcpu->executing tells which slot) or EXACT_ENTER (state.rip and rflags become whole and exact).
  */
 #pragma once
 
@@ -24,13 +24,14 @@
 
 #define likely(x)   __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-#define COLD	    __attribute__((noinline, cold))
+#define COLD        __attribute__((noinline, cold))
 
 struct insn;
 struct block;
 struct translator;
 
-/* What every handler gets, and passes on. `tlb` is the current view's array of read entries; the write entries follow it. */
+/* What every handler gets, and passes on. `tlb` is the current view's array of read entries; the write entries follow
+ * it. */
 #define PARAMETERS struct vcpu *vcpu, const struct insn *insn, uint32_t flags, struct mmu_tlb_entry *tlb
 #define ARGUMENTS  vcpu, insn, flags, tlb
 
@@ -53,17 +54,18 @@ struct insn {
 	int32_t displacement;
 	uint16_t base, index, segment_base; /* byte offsets of 64-bit values in struct vcpu */
 	uint8_t scale;                      /* shift count */
-	uint8_t a, b;                       /* byte offsets of registers in struct vcpu, or whatever the handler wants */
-	uint8_t number : 7;                 /* of the instruction in its block, from 0 */
-	uint8_t stack_segment : 1;          /* a non-canonical address is #SS, not #GP */
-	uint16_t offset;                    /* of the instruction's first byte from the block's */
+	uint8_t a, b;              /* byte offsets of registers in struct vcpu, or whatever the handler wants */
+	uint8_t number : 7;        /* of the instruction in its block, from 0 */
+	uint8_t stack_segment : 1; /* a non-canonical address is #SS, not #GP */
+	uint16_t offset;           /* of the instruction's first byte from the block's */
 };
 
 _Static_assert(sizeof(struct insn) == 32, "decoded instructions are cached by the hundred thousand");
 
 enum { TAKEN, NOT_TAKEN }; /* the two links of a block */
 
-/* Where control went last time, so that the look-up can be skipped: good while both `rip` and `context` are what they were. */
+/* Where control went last time, so that the look-up can be skipped: good while both `rip` and `context` are what they
+ * were. */
 struct link {
 	uint64_t rip;
 	uint64_t context;
@@ -74,7 +76,7 @@ struct block {
 	_Atomic uint32_t *generation_now; /* of the page that holds the code */
 	uint32_t generation;              /* when it was decoded; differs: the block is dead */
 	uint32_t mode;
-	uint64_t physical; /* of the first byte */
+	uint64_t physical;   /* of the first byte */
 	struct block *next;  /* in its hash chain */
 	struct link link[2]; /* of the terminal instruction: taken, not taken */
 	uint16_t length;     /* of the code, in bytes */
@@ -89,9 +91,9 @@ struct block {
 
 /* Mode bits: what decoding depends on. */
 #define MODE_SIZE    0x03u /* 0: 16-bit code, 1: 32, 2: 64 */
-#define MODE_16	     0u
-#define MODE_32	     1u
-#define MODE_64	     2u
+#define MODE_16      0u
+#define MODE_32      1u
+#define MODE_64      2u
 #define MODE_STACK32 0x04u /* outside 64-bit code: SS.B */
 #define MODE_FLAT    0x08u /* CS, DS, ES, SS are flat 4 GiB segments */
 #define MODE_ALIGN   0x10u /* alignment is checked: CR0.AM, EFLAGS.AC, CPL 3 */
@@ -105,14 +107,14 @@ struct interpreter {
 	jmp_buf fault;
 	struct native *native;
 	uint32_t mode;
-	uint64_t rip_mask;     /* of straight-line code: all ones, or 32 bits */
-	struct link *pending;  /* whose target is being looked up */
-	bool refresh;          /* what code means may have changed */
-	bool leave;            /* run() is to return `reason` */
+	uint64_t rip_mask;    /* of straight-line code: all ones, or 32 bits */
+	struct link *pending; /* whose target is being looked up */
+	bool refresh;         /* what code means may have changed */
+	bool leave;           /* run() is to return `reason` */
 	enum exit_reason reason;
-	bool stepping;         /* TF, breakpoints, debugger, tracing: one instruction at a time (MODE_STEP) */
-	bool no_links;         /* every block is to be seen by the run loop */
-	bool no_trap;          /* the instruction just executed is not followed by a single-step trap */
+	bool stepping;                 /* TF, breakpoints, debugger, tracing: one instruction at a time (MODE_STEP) */
+	bool no_links;                 /* every block is to be seen by the run loop */
+	bool no_trap;                  /* the instruction just executed is not followed by a single-step trap */
 	const struct cpu_model *model; /* that decoded code was made for */
 	/* Block cache (cache.c). */
 	struct block_cache *cache;
@@ -200,8 +202,8 @@ ALWAYS_INLINE uint64_t next_rip(struct vcpu *vcpu, const struct insn *insn)
 /* Ends the block behind this, not terminal, instruction. */
 void leave_after(PARAMETERS);
 /*
- * A terminal handler whose target is not linked: the run loop finds the block and fills `link` (may be NULL). state.rip is still the block's; raises
- * #GP for a non-canonical target of 64-bit code.
+ * A terminal handler whose target is not linked: the run loop finds the block and fills `link` (may be NULL). state.rip
+ * is still the block's; raises #GP for a non-canonical target of 64-bit code.
  */
 void leave_to(PARAMETERS, struct link *link, uint64_t rip);
 /* A store through the TLB found page_flags set: tells memory.c and ends the block where code was written. */
@@ -217,10 +219,10 @@ void written_note(struct vcpu *vcpu, struct mmu_tlb_entry *entry);
 		struct link *follow_link = (link_);                                                                    \
 		uint64_t follow_rip = (target_);                                                                       \
 		if (CHAIN && likely(follow_link->rip == follow_rip && follow_link->context == vcpu->code_context &&    \
-				    !atomic_load_explicit(&vcpu->attention, memory_order_relaxed))) {                  \
+		                    !atomic_load_explicit(&vcpu->attention, memory_order_relaxed))) {                  \
 			struct block *follow_block = follow_link->block;                                               \
 			if (likely(atomic_load_explicit(follow_block->generation_now, memory_order_relaxed) ==         \
-				   follow_block->generation)) {                                                        \
+			           follow_block->generation)) {                                                        \
 				vcpu->state.rip = follow_rip;                                                          \
 				return follow_block->insn[0].run(vcpu, follow_block->insn, flags, tlb);                \
 			}                                                                                              \
@@ -240,8 +242,8 @@ ALWAYS_INLINE struct link *jump_cache_link(struct vcpu *vcpu, uint64_t rip)
 }
 
 /*
- * State as routines of x86/ need it: rflags whole, state.rip this instruction's. A handler that goes on in its block afterwards
- * ends with EXACT_LEAVE; a terminal one sets state.rip and uses leave_exact().
+ * State as routines of x86/ need it: rflags whole, state.rip this instruction's. A handler that goes on in its block
+ * afterwards ends with EXACT_LEAVE; a terminal one sets state.rip and uses leave_exact().
  */
 ALWAYS_INLINE uint64_t exact_enter(struct vcpu *vcpu, const struct insn *insn, uint32_t flags)
 {
@@ -268,12 +270,14 @@ ALWAYS_INLINE uint64_t following_rip(struct vcpu *vcpu, const struct insn *insn)
 	return (vcpu->state.rip + insn->scale) & interpreter_of(vcpu)->rip_mask;
 }
 
-/* Back to the run loop after a sensitive instruction; state.rip and rflags are exact. `refresh`: code may mean something else now. */
+/* Back to the run loop after a sensitive instruction; state.rip and rflags are exact. `refresh`: code may mean
+ * something else now. */
 void leave_exact(struct vcpu *vcpu, const struct insn *insn, bool refresh);
 /* The same, and run() returns. */
 void leave_exit(struct vcpu *vcpu, const struct insn *insn, enum exit_reason reason);
 
-/* One step of the run loop's fault handling, for handlers of software interrupts: true when the debugger wants exception `vector`. */
+/* One step of the run loop's fault handling, for handlers of software interrupts: true when the debugger wants
+ * exception `vector`. */
 ALWAYS_INLINE bool exception_intercepted(const struct vcpu *vcpu, unsigned vector)
 {
 	return vcpu->debug.intercept_exceptions >> vector & 1;

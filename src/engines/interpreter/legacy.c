@@ -1,6 +1,6 @@
 /*
- * Instructions of 16- and 32-bit code that 64-bit mode has dropped, so that the host cannot run them: AAA, AAS, AAM, AAD, DAA, DAS, BOUND, SALC; and
- * XLAT. INTO is in system.c, ARPL, LES and LDS in segment.c, PUSHA and POPA in stack.c.
+ * Instructions of 16- and 32-bit code that 64-bit mode has dropped, so that the host cannot run them: AAA, AAS, AAM,
+ * AAD, DAA, DAS, BOUND, SALC; and XLAT. INTO is in system.c, ARPL, LES and LDS in segment.c, PUSHA and POPA in stack.c.
  */
 #include "engines/interpreter/decode.h"
 #include "x86/segments.h"

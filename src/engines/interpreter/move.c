@@ -1,5 +1,6 @@
 /*
- * MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CBW and its like, NOP, XLAT. MOVs to and from segment, control and debug registers are elsewhere.
+ * MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CBW and its like, NOP, XLAT. MOVs to and from segment, control and debug
+ * registers are elsewhere.
  */
 #include "engines/interpreter/decode.h"
 
@@ -16,7 +17,7 @@
 		NEXT;                                                                                                  \
 	}                                                                                                              \
 	ALWAYS_INLINE uint32_t load_##bits(struct vcpu *vcpu, const struct insn *insn, uint32_t flags,                 \
-					   uint##bits##_t value)                                                       \
+	                                   uint##bits##_t value)                                                       \
 	{                                                                                                              \
 		write##bits(vcpu, insn->a, value);                                                                     \
 		return flags;                                                                                          \
@@ -39,9 +40,12 @@ MOVE(64)
 
 static const any_handler mov_rr[4] = {{mov_rr_8}, {mov_rr_16}, {mov_rr_32}, {mov_rr_64}};
 static const any_handler mov_ri[4] = {{mov_ri_8}, {mov_ri_16}, {mov_ri_32}, {mov_ri_64}};
-static memory_table mov_rm[4] = {KIND_TABLE(mov_rm_8), KIND_TABLE(mov_rm_16), KIND_TABLE(mov_rm_32), KIND_TABLE(mov_rm_64)};
-static memory_table mov_mr[4] = {KIND_TABLE(mov_mr_8), KIND_TABLE(mov_mr_16), KIND_TABLE(mov_mr_32), KIND_TABLE(mov_mr_64)};
-static memory_table mov_mi[4] = {KIND_TABLE(mov_mi_8), KIND_TABLE(mov_mi_16), KIND_TABLE(mov_mi_32), KIND_TABLE(mov_mi_64)};
+static memory_table mov_rm[4] = {KIND_TABLE(mov_rm_8), KIND_TABLE(mov_rm_16), KIND_TABLE(mov_rm_32),
+                                 KIND_TABLE(mov_rm_64)};
+static memory_table mov_mr[4] = {KIND_TABLE(mov_mr_8), KIND_TABLE(mov_mr_16), KIND_TABLE(mov_mr_32),
+                                 KIND_TABLE(mov_mr_64)};
+static memory_table mov_mi[4] = {KIND_TABLE(mov_mi_8), KIND_TABLE(mov_mi_16), KIND_TABLE(mov_mi_32),
+                                 KIND_TABLE(mov_mi_64)};
 
 /* Extensions: `from` bits, signed or not, to `to` bits. A zero extension to 32 bits is one to 64. */
 #define EXTEND(name, from, to, from_type, to_type)                                                                     \
@@ -51,7 +55,7 @@ static memory_table mov_mi[4] = {KIND_TABLE(mov_mi_8), KIND_TABLE(mov_mi_16), KI
 		NEXT;                                                                                                  \
 	}                                                                                                              \
 	ALWAYS_INLINE uint32_t name##_load(struct vcpu *vcpu, const struct insn *insn, uint32_t flags,                 \
-					   uint##from##_t value)                                                       \
+	                                   uint##from##_t value)                                                       \
 	{                                                                                                              \
 		write##to(vcpu, insn->a, (uint##to##_t)(to_type)(from_type)value);                                     \
 		return flags;                                                                                          \
@@ -78,10 +82,10 @@ struct extension {
 		name##_rr, KIND_TABLE(name##_rm)                                                                       \
 	}
 static const struct extension zx_8_to_16 = EXTENSION(zx_8_16), zx_8_to_64 = EXTENSION(zx_8_64),
-			      zx_16_to_64 = EXTENSION(zx_16_64), sx_8_to_16 = EXTENSION(sx_8_16),
-			      sx_8_to_32 = EXTENSION(sx_8_32), sx_8_to_64 = EXTENSION(sx_8_64),
-			      sx_16_to_32 = EXTENSION(sx_16_32), sx_16_to_64 = EXTENSION(sx_16_64),
-			      sx_32_to_64 = EXTENSION(sx_32_64);
+                              zx_16_to_64 = EXTENSION(zx_16_64), sx_8_to_16 = EXTENSION(sx_8_16),
+                              sx_8_to_32 = EXTENSION(sx_8_32), sx_8_to_64 = EXTENSION(sx_8_64),
+                              sx_16_to_32 = EXTENSION(sx_16_32), sx_16_to_64 = EXTENSION(sx_16_64),
+                              sx_32_to_64 = EXTENSION(sx_32_64);
 
 /* LEA: address size by kind, operand size by suffix. `base`, `index` point at a zero where missing. */
 #define LEA_HANDLER(name, to, expression)                                                                              \
@@ -127,7 +131,10 @@ LEA_HANDLER(lea_f16_64, 64, (uint16_t)LEA_FULL)
 		if (!HIT(entry, linear, bits / 8))                                                                     \
 			return xchg_mr_##bits##_slow(ARGUMENTS, linear);                                               \
 		uint##bits##_t value = REG##bits(insn->a);                                                             \
-		__asm__ volatile("xchg %0, %1" : "+r"(value), "+m"(*(guest_##bits *)(entry->host + linear)) : : "memory"); \
+		__asm__ volatile("xchg %0, %1"                                                                         \
+		                 : "+r"(value), "+m"(*(guest_##bits *)(entry->host + linear))                          \
+		                 :                                                                                     \
+		                 : "memory");                                                                          \
 		write##bits(vcpu, insn->a, value);                                                                     \
 		if (unlikely(*(volatile uint8_t *)entry->page_flags))                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
@@ -306,7 +313,7 @@ bool move_decode(struct decoder *d)
 		if (d->operand[0].size == 16)
 			return false; /* undefined by the manual: what the silicon does */
 		emit(d, d->operand[0].size == 64 ? bswap_64 : bswap_32)->a =
-			(uint8_t)register_offset(d->operand[0].reg.value);
+		    (uint8_t)register_offset(d->operand[0].reg.value);
 		return true;
 	case ZYDIS_MNEMONIC_CBW:
 		return simple(d, cbw);
@@ -322,9 +329,9 @@ bool move_decode(struct decoder *d)
 		return simple(d, cqo);
 	case ZYDIS_MNEMONIC_PAUSE:
 		if (d->instruction.raw.rex.B) { /* F3 with REX.B is XCHG R8, RAX (measured on Zen 4) */
-			struct insn *insn = emit(d, xchg_rr[d->instruction.raw.rex.W		       ? 3
-							    : has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) ? 1
-													  : 2]);
+			struct insn *insn = emit(d, xchg_rr[d->instruction.raw.rex.W                      ? 3
+			                                    : has_prefix(d, ZYDIS_ATTRIB_HAS_OPERANDSIZE) ? 1
+			                                                                                  : 2]);
 			insn->a = (uint8_t)GPR_OFFSET(RAX);
 			insn->b = (uint8_t)GPR_OFFSET(R8);
 			return true;

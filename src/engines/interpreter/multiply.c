@@ -1,6 +1,6 @@
 /*
- * IMUL with two and three operands, MUL and IMUL by a register, 32 and 64 bits. The rest, and divisions (whose faults come from the silicon),
- * are executed by the host.
+ * IMUL with two and three operands, MUL and IMUL by a register, 32 and 64 bits. The rest, and divisions (whose faults
+ * come from the silicon), are executed by the host.
  */
 #include "engines/interpreter/decode.h"
 
@@ -28,7 +28,7 @@
 		NEXT;                                                                                                  \
 	}                                                                                                              \
 	ALWAYS_INLINE uint32_t imul_load_##bits(struct vcpu *vcpu, const struct insn *insn, uint32_t flags,            \
-						uint##bits##_t b)                                                      \
+	                                        uint##bits##_t b)                                                      \
 	{                                                                                                              \
 		uint##bits##_t value = REG##bits(insn->a);                                                             \
 		flags = imul_##bits(&value, b);                                                                        \
@@ -36,7 +36,7 @@
 		return flags;                                                                                          \
 	}                                                                                                              \
 	ALWAYS_INLINE uint32_t imul_load_i_##bits(struct vcpu *vcpu, const struct insn *insn, uint32_t flags,          \
-						  uint##bits##_t value)                                                \
+	                                          uint##bits##_t value)                                                \
 	{                                                                                                              \
 		flags = imul_##bits(&value, (uint##bits##_t)insn->immediate);                                          \
 		write##bits(vcpu, insn->a, value);                                                                     \
@@ -50,9 +50,9 @@
 		uint##bits##_t low = REG##bits(GPR_OFFSET(RAX)), high;                                                 \
 		uint8_t overflow;                                                                                      \
 		__asm__("imul" suffix " %[b]\n\tseto %[o]\n\t"                                                         \
-			: "+a"(low), "=d"(high), [o] "=r"(overflow)                                                    \
-			: [b] "r"(REG##bits(insn->b))                                                                  \
-			: "cc");                                                                                       \
+		        : "+a"(low), "=d"(high), [o] "=r"(overflow)                                                    \
+		        : [b] "r"(REG##bits(insn->b))                                                                  \
+		        : "cc");                                                                                       \
 		flags = (flags & ~(HOT_CF | HOT_OF)) | (overflow ? HOT_CF | HOT_OF : 0);                               \
 		write##bits(vcpu, GPR_OFFSET(RAX), low);                                                               \
 		write##bits(vcpu, GPR_OFFSET(RDX), high);                                                              \
@@ -63,9 +63,9 @@
 		uint##bits##_t low = REG##bits(GPR_OFFSET(RAX)), high;                                                 \
 		uint8_t overflow;                                                                                      \
 		__asm__("mul" suffix " %[b]\n\tseto %[o]\n\t"                                                          \
-			: "+a"(low), "=d"(high), [o] "=r"(overflow)                                                    \
-			: [b] "r"(REG##bits(insn->b))                                                                  \
-			: "cc");                                                                                       \
+		        : "+a"(low), "=d"(high), [o] "=r"(overflow)                                                    \
+		        : [b] "r"(REG##bits(insn->b))                                                                  \
+		        : "cc");                                                                                       \
 		flags = (flags & ~(HOT_CF | HOT_OF)) | (overflow ? HOT_CF | HOT_OF : 0);                               \
 		write##bits(vcpu, GPR_OFFSET(RAX), low);                                                               \
 		write##bits(vcpu, GPR_OFFSET(RDX), high);                                                              \

@@ -77,7 +77,8 @@ static void run_form(struct vcpu *vcpu, const struct native_form *form, void *me
 		form->run(vcpu, memory);
 }
 
-/* The form on a buffer, under the lock that split locked operations share. A fault (CMPXCHG16B wants alignment) must give it back. */
+/* The form on a buffer, under the lock that split locked operations share. A fault (CMPXCHG16B wants alignment) must
+ * give it back. */
 static void run_locked(struct vcpu *vcpu, const struct native_form *form, uint64_t linear, void *operand)
 {
 	jmp_buf *volatile outer = vcpu->fault_target;
@@ -126,7 +127,8 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
 	NEXT_SLOW;
 }
 
-/* Before an operand's page is looked for: #MF that is pending, #GP for alignment, then the canonical check, then #AC. */
+/* Before an operand's page is looked for: #MF that is pending, #GP for alignment, then the canonical check, then #AC.
+ */
 static void check_operand(struct vcpu *vcpu, const struct insn *insn, const struct native_form *form, uint64_t linear)
 {
 	bool in_range = operand_in_range(vcpu, linear, form->memory_size);
@@ -367,7 +369,8 @@ bool native_decode(struct decoder *d)
 		return special_decode(d, form, memory);
 	insn = vector_move_decode(d, form);
 	if (insn) {
-		if (memory && insn > d->block->insn && insn[-1].run == address_general && insn[-1].offset == insn->offset)
+		if (memory && insn > d->block->insn && insn[-1].run == address_general &&
+		    insn[-1].offset == insn->offset)
 			insn[-1].b |= GENERAL_NATIVE;
 		insn->pointer = form;
 		return true;
@@ -382,7 +385,8 @@ bool native_decode(struct decoder *d)
 			bit_string_decode(d, form, memory);
 			insn = emit(d, run);
 		} else {
-			/* Alignment is the silicon's business, and comes before other checks: no slot that does it by rule. */
+			/* Alignment is the silicon's business, and comes before other checks: no slot that does it by
+			 * rule. */
 			uint32_t mode = d->mode;
 			d->mode &= ~MODE_ALIGN;
 			insn = emit_memory_at(d, memory, form->memory_size, form->writes_memory, run);

@@ -1,8 +1,9 @@
 /*
- * The interpreter's run loop: what happens between blocks. Interrupts, traps, single step, breakpoints, faults; finding and linking
- * blocks.
+ * The interpreter's run loop: what happens between blocks. Interrupts, traps, single step, breakpoints, faults; finding
+ * and linking blocks.
  *
- * Between blocks the arithmetic flags are in their split form (flags.h), which is also written back into rflags before anybody looks.
+ * Between blocks the arithmetic flags are in their split form (flags.h), which is also written back into rflags before
+ * anybody looks.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,8 +17,8 @@
 #include "host/log.h"
 #include "x86/system.h"
 
-#define DR6_BS	 (1ull << 14)
-#define DR7_ANY	 0xffull
+#define DR6_BS   (1ull << 14)
+#define DR7_ANY  0xffull
 #define REQUESTS (ATTENTION_EXIT | ATTENTION_INIT | ATTENTION_SIPI)
 
 /* Ways out of a block (insn.h). */
@@ -81,7 +82,8 @@ static bool segment_flat(const struct cpu_state *s, enum segment_register n)
 {
 	const struct segment *segment = &s->segment[n];
 
-	if (segment->base || segment->limit != 0xffffffff || (segment->access & SEG_UNUSABLE) || !(segment->access & SEG_P))
+	if (segment->base || segment->limit != 0xffffffff || (segment->access & SEG_UNUSABLE) ||
+	    !(segment->access & SEG_P))
 		return false;
 	if (segment->access & SEG_CODE)
 		return n == SEG_CS && (segment->access & SEG_READABLE);
@@ -131,7 +133,7 @@ static void refresh(struct vcpu *vcpu)
 	interpreter->refresh = false;
 	native_update_classes(vcpu);
 	interpreter->stepping = (s->rflags & FLAG_TF) || vcpu->debug.single_step || vcpu->debug.breakpoint_count ||
-				trace_on(vcpu->trace, TRACE_EXEC) || instruction_breakpoints(s);
+	                        trace_on(vcpu->trace, TRACE_EXEC) || instruction_breakpoints(s);
 	interpreter->mode = mode_of(s) | (interpreter->stepping ? MODE_STEP : 0);
 	interpreter->rip_mask = (interpreter->mode & MODE_SIZE) == MODE_64 ? ~0ull : 0xffffffffull;
 	/* Links name targets by RIP, which means something else in another code segment. */
@@ -142,8 +144,8 @@ static void refresh(struct vcpu *vcpu)
 		if ((++interpreter->linked_epoch & 0xffff) == 0)
 			vcpu->mmu.epoch++;
 	}
-	vcpu->code_context = vcpu->mmu.epoch << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 |
-			     interpreter->mode;
+	vcpu->code_context =
+	    vcpu->mmu.epoch << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 | interpreter->mode;
 }
 
 /* Leaves run(). */
@@ -231,7 +233,8 @@ static void trace_block(struct vcpu *vcpu, const struct block *block)
 	unsigned bits = 16u << (block->mode & MODE_SIZE);
 
 	trace(vcpu->trace, TRACE_BRANCH, (int)vcpu->index, "%04x:%016llx (physical %#llx), %u instructions",
-	      s->segment[SEG_CS].selector, (unsigned long long)s->rip, (unsigned long long)block->physical, block->count);
+	      s->segment[SEG_CS].selector, (unsigned long long)s->rip, (unsigned long long)block->physical,
+	      block->count);
 	if (trace_on(vcpu->trace, TRACE_EXEC)) {
 		char text[128];
 		disassemble(block->bytes, block->length, bits, s->rip, text, sizeof(text));
@@ -501,23 +504,23 @@ static int translator_vcpu_create(struct vcpu *vcpu)
 
 /* The same run loop and decoded blocks, with hot blocks translated (engines/translator). */
 const struct engine engine_translator = {
-	.name = "translator",
-	.description = "translates hot code, interprets the rest",
-	.usable = translator_usable,
-	.vcpu_create = translator_vcpu_create,
-	.vcpu_destroy = interpreter_vcpu_destroy,
-	.run = interpreter_run,
-	.state_changed = interpreter_state_changed,
-	.flush_code = interpreter_flush_code,
+    .name = "translator",
+    .description = "translates hot code, interprets the rest",
+    .usable = translator_usable,
+    .vcpu_create = translator_vcpu_create,
+    .vcpu_destroy = interpreter_vcpu_destroy,
+    .run = interpreter_run,
+    .state_changed = interpreter_state_changed,
+    .flush_code = interpreter_flush_code,
 };
 
 const struct engine engine_interpreter = {
-	.name = "interpreter",
-	.description = "decodes once and interprets; complete, and what the others are tested against",
-	.usable = interpreter_usable,
-	.vcpu_create = interpreter_vcpu_create,
-	.vcpu_destroy = interpreter_vcpu_destroy,
-	.run = interpreter_run,
-	.state_changed = interpreter_state_changed,
-	.flush_code = interpreter_flush_code,
+    .name = "interpreter",
+    .description = "decodes once and interprets; complete, and what the others are tested against",
+    .usable = interpreter_usable,
+    .vcpu_create = interpreter_vcpu_create,
+    .vcpu_destroy = interpreter_vcpu_destroy,
+    .run = interpreter_run,
+    .state_changed = interpreter_state_changed,
+    .flush_code = interpreter_flush_code,
 };

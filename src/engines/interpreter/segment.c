@@ -1,6 +1,6 @@
 /*
- * Segment registers and far transfers: MOV, PUSH, POP of segment registers, LES and its like, far JMP, CALL and RET, LLDT, LTR, LAR, LSL, VERR, VERW,
- * ARPL. The rules are in x86/segments.h.
+ * Segment registers and far transfers: MOV, PUSH, POP of segment registers, LES and its like, far JMP, CALL and RET,
+ * LLDT, LTR, LAR, LSL, VERR, VERW, ARPL. The rules are in x86/segments.h.
  */
 #include "x86/segments.h"
 
@@ -134,7 +134,8 @@ static void far_return(PARAMETERS)
 	return leave_exact(vcpu, insn, true);
 }
 
-/* Instructions on a selector from a register or memory: LLDT, LTR, VERR, VERW, LAR, LSL. None is known in real and virtual-8086 mode. */
+/* Instructions on a selector from a register or memory: LLDT, LTR, VERR, VERW, LAR, LSL. None is known in real and
+ * virtual-8086 mode. */
 enum { OP_LLDT, OP_LTR, OP_VERR, OP_VERW, OP_LAR, OP_LSL };
 
 static void set_zf(struct vcpu *vcpu, bool value)

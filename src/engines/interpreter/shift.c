@@ -1,5 +1,6 @@
 /*
- * SHL, SHR, SAR, ROL, ROR of registers, by a constant or CL; SHLX and its like. The rest of the family is executed by the host.
+ * SHL, SHR, SAR, ROL, ROR of registers, by a constant or CL; SHLX and its like. The rest of the family is executed by
+ * the host.
  */
 #include "engines/interpreter/decode.h"
 
@@ -8,7 +9,10 @@
 	ALWAYS_INLINE uint32_t name##_##bits(uint##bits##_t *value, uint8_t count)                                     \
 	{                                                                                                              \
 		uint32_t result;                                                                                       \
-		__asm__(text " %%cl, %[v]\n\tlahf\n\tseto %%al" : [v] "+r"(*value), "=&a"(result) : "c"(count) : "cc"); \
+		__asm__(text " %%cl, %[v]\n\tlahf\n\tseto %%al"                                                        \
+		        : [v] "+r"(*value), "=&a"(result)                                                              \
+		        : "c"(count)                                                                                   \
+		        : "cc");                                                                                       \
 		return result;                                                                                         \
 	}                                                                                                              \
 	static void name##_ri_##bits(PARAMETERS)                                                                       \
@@ -31,8 +35,8 @@
 /* Shifts define (or leave undefined) all arithmetic flags, rotations CF and OF alone. */
 #define FLAGS_AFTER(result) (result)
 #define SHIFT_SIZES(name, text)                                                                                        \
-	SHIFT(name, 8, text "b", 31) SHIFT(name, 16, text "w", 31) SHIFT(name, 32, text "l", 31)                       \
-	SHIFT(name, 64, text "q", 63)
+	SHIFT(name, 8, text "b", 31)                                                                                   \
+	SHIFT(name, 16, text "w", 31) SHIFT(name, 32, text "l", 31) SHIFT(name, 64, text "q", 63)
 SHIFT_SIZES(shl, "shl")
 SHIFT_SIZES(shr, "shr")
 SHIFT_SIZES(sar, "sar")
@@ -53,7 +57,7 @@ struct shift {
 		}                                                                                                      \
 	}
 static const struct shift shift_shl = SHIFT_TABLE(shl), shift_shr = SHIFT_TABLE(shr), shift_sar = SHIFT_TABLE(sar),
-			  shift_rol = SHIFT_TABLE(rol), shift_ror = SHIFT_TABLE(ror);
+                          shift_rol = SHIFT_TABLE(rol), shift_ror = SHIFT_TABLE(ror);
 
 static void shift_by_zero_32(PARAMETERS)
 {

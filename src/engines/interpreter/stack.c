@@ -1,5 +1,6 @@
 /*
- * PUSH, POP, PUSHA, POPA, ENTER, LEAVE of general registers, constants and memory. Segment registers are in segment.c, flags in system.c.
+ * PUSH, POP, PUSHA, POPA, ENTER, LEAVE of general registers, constants and memory. Segment registers are in segment.c,
+ * flags in system.c.
  */
 #include "engines/interpreter/stack.h"
 
@@ -109,7 +110,7 @@ static void pop_memory_general(PARAMETERS)
 	SLOW_ENTER;
 	value = stack_read(vcpu, old, size);
 	offset = REG64(insn->base) + (insn->base == GPR_OFFSET(RSP) ? size : 0) + (REG64(insn->index) << insn->scale) +
-		 (uint64_t)(int64_t)insn->displacement;
+	         (uint64_t)(int64_t)insn->displacement;
 	if (insn->a & GENERAL_MASK16)
 		offset = (uint16_t)offset;
 	else if (insn->a & GENERAL_MASK32)
@@ -196,10 +197,13 @@ static void enter_general(PARAMETERS)
 
 	SLOW_ENTER;
 	frame = pointer - size;
-	/* Pushes that went well before one that faults stay written, as on the silicon; registers change last (SDM 2A ENTER). */
+	/* Pushes that went well before one that faults stay written, as on the silicon; registers change last (SDM 2A
+	 * ENTER). */
 	unsigned count = level ? level + 1 : 1;
 	for (unsigned i = 0; i < count; i++) {
-		uint64_t value = i == 0 ? frame_pointer : i < level ? stack_read(vcpu, frame_pointer - i * size, size) : frame;
+		uint64_t value = i == 0      ? frame_pointer
+		                 : i < level ? stack_read(vcpu, frame_pointer - i * size, size)
+		                             : frame;
 		stack_write(vcpu, pointer - (i + 1) * size, size, value);
 	}
 	uint64_t end = pointer - count * size - insn->immediate;
@@ -264,9 +268,9 @@ static bool push_decode(struct decoder *d)
 	bits = fast_bits(d, size);
 	if (is_memory(operand)) {
 		insn = emit_memory_at(d, operand, size, false,
-				      bits == 64   ? push_memory_64
-				      : bits == 32 ? push_memory_32
-						   : push_memory_general);
+		                      bits == 64   ? push_memory_64
+		                      : bits == 32 ? push_memory_32
+		                                   : push_memory_general);
 	} else if (is_immediate(operand)) {
 		insn = emit(d, pick(bits, push_constant_64, push_constant_32, push_constant_general));
 		insn->immediate = decoder_immediate(d, operand);
@@ -291,8 +295,8 @@ static bool pop_decode(struct decoder *d)
 		insn = emit(d, pop_memory_general);
 		unsigned address_size = fill_address(d, insn, operand);
 		insn->a = (uint8_t)(operand_segment(operand) << 4 | (address_size == 2   ? GENERAL_MASK16
-								      : address_size == 4 ? GENERAL_MASK32
-											  : 0));
+		                                                     : address_size == 4 ? GENERAL_MASK32
+		                                                                         : 0));
 	} else {
 		insn = emit(d, pick(bits, pop_register_64, pop_register_32, pop_register_general));
 		insn->a = (uint8_t)register_offset(operand->reg.value);

@@ -5,7 +5,8 @@
 
 #include "engines/interpreter/access.h"
 
-/* General: any mode, checked by segmentation (SLOW_ENTER comes first). `offset` is a stack pointer value, truncated here. */
+/* General: any mode, checked by segmentation (SLOW_ENTER comes first). `offset` is a stack pointer value, truncated
+ * here. */
 uint64_t stack_read(struct vcpu *vcpu, uint64_t offset, unsigned size);
 void stack_write(struct vcpu *vcpu, uint64_t offset, unsigned size, uint64_t value);
 /* Raises what stack_write() would. */

@@ -1,9 +1,10 @@
 /*
  * MOVS, STOS, LODS, CMPS, SCAS, INS, OUTS with their REP prefixes (SDM 2B REP).
  *
- * A repeated instruction runs in chunks. A chunk is as much as lies within one page of plain RAM on each side, done by the host's own
- * repeated instruction on host addresses, which has the right semantics for overlapping operands too; or one element, through
- * mmu.c. After each chunk the registers show the exact progress, so faults and interrupts may come between chunks.
+ * A repeated instruction runs in chunks. A chunk is as much as lies within one page of plain RAM on each side, done by
+ * the host's own repeated instruction on host addresses, which has the right semantics for overlapping operands too; or
+ * one element, through mmu.c. After each chunk the registers show the exact progress, so faults and interrupts may come
+ * between chunks.
  */
 #include "engines/interpreter/decode.h"
 #include "x86/segments.h"
@@ -12,12 +13,12 @@ enum { REPEAT_NONE, REPEAT_WHILE_EQUAL, REPEAT_WHILE_NOT_EQUAL };
 
 struct string_operation {
 	struct vcpu *vcpu;
-	unsigned size;         /* of an element in bytes */
-	uint64_t mask;         /* address size */
-	uint64_t step;         /* + or - size */
-	uint64_t remaining;    /* elements */
+	unsigned size;      /* of an element in bytes */
+	uint64_t mask;      /* address size */
+	uint64_t step;      /* + or - size */
+	uint64_t remaining; /* elements */
 	bool repeated;
-	bool one_by_one;       /* single-stepping: a chunk is one element */
+	bool one_by_one; /* single-stepping: a chunk is one element */
 	enum segment_register source;
 };
 
@@ -29,12 +30,12 @@ static uint64_t mask_of(unsigned address_size)
 static struct string_operation begin(struct vcpu *vcpu, const struct insn *insn)
 {
 	struct string_operation s = {
-		.vcpu = vcpu,
-		.size = insn->a,
-		.mask = mask_of(insn->base),
-		.step = vcpu->state.rflags & FLAG_DF ? -(uint64_t)insn->a : insn->a,
-		.repeated = insn->b != REPEAT_NONE,
-		.source = (enum segment_register)insn->index,
+	    .vcpu = vcpu,
+	    .size = insn->a,
+	    .mask = mask_of(insn->base),
+	    .step = vcpu->state.rflags & FLAG_DF ? -(uint64_t)insn->a : insn->a,
+	    .repeated = insn->b != REPEAT_NONE,
+	    .source = (enum segment_register)insn->index,
 	};
 	s.one_by_one = interpreter_of(vcpu)->mode & MODE_STEP;
 	s.remaining = s.repeated ? vcpu->state.gpr[RCX] & s.mask : 1;
@@ -71,7 +72,8 @@ static uint64_t element(struct string_operation *s, enum segment_register segmen
 	return linear;
 }
 
-/* How many elements from segment:register on, upwards, lie within the page of `linear`, the address size and the segment's limit. */
+/* How many elements from segment:register on, upwards, lie within the page of `linear`, the address size and the
+ * segment's limit. */
 static uint64_t span(const struct string_operation *s, enum segment_register segment, unsigned gpr, uint64_t linear)
 {
 	uint64_t offset = s->vcpu->state.gpr[gpr] & s->mask;
@@ -140,8 +142,8 @@ static void leave_at(PARAMETERS)
 
 static bool must_pause(const struct string_operation *s)
 {
-	return s->remaining && (s->one_by_one || s->vcpu->mmu.stop ||
-				atomic_load_explicit(&s->vcpu->attention, memory_order_relaxed));
+	return s->remaining &&
+	       (s->one_by_one || s->vcpu->mmu.stop || atomic_load_explicit(&s->vcpu->attention, memory_order_relaxed));
 }
 
 #define AGAIN_OR_NEXT                                                                                                  \
@@ -266,8 +268,8 @@ static uint64_t truncated(uint64_t value, unsigned size)
 }
 
 /*
- * CMPS and SCAS: compares element by element, on host addresses where possible, until the repetition's condition fails. On a fault
- * the flags are those from before the instruction (SDM 2B REP), which SLOW_ENTER has stored.
+ * CMPS and SCAS: compares element by element, on host addresses where possible, until the repetition's condition fails.
+ * On a fault the flags are those from before the instruction (SDM 2B REP), which SLOW_ENTER has stored.
  */
 static void compare_strings(PARAMETERS, bool scan)
 {
@@ -277,7 +279,8 @@ static void compare_strings(PARAMETERS, bool scan)
 
 	SLOW_ENTER;
 	while (s.remaining) {
-		uint64_t a_linear = scan ? 0 : element(&s, s.source, RSI, false), b_linear = element(&s, SEG_ES, RDI, false);
+		uint64_t a_linear = scan ? 0 : element(&s, s.source, RSI, false),
+		         b_linear = element(&s, SEG_ES, RDI, false);
 		uint64_t count = span(&s, SEG_ES, RDI, b_linear);
 		if (!scan)
 			count = smaller(count, span(&s, s.source, RSI, a_linear));
@@ -380,7 +383,7 @@ bool string_decode(struct decoder *d)
 {
 	/* MOVSD and CMPSD are also SSE instructions. */
 	bool mine = d->instruction.meta.category == ZYDIS_CATEGORY_STRINGOP ||
-		    d->instruction.meta.category == ZYDIS_CATEGORY_IOSTRINGOP;
+	            d->instruction.meta.category == ZYDIS_CATEGORY_IOSTRINGOP;
 
 	if (!mine)
 		return false;

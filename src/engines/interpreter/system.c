@@ -1,6 +1,6 @@
 /*
- * Sensitive instructions: each is one call of a routine of x86/ with exact state around it. Those that may change what code means
- * are terminal; the others go on in their block.
+ * Sensitive instructions: each is one call of a routine of x86/ with exact state around it. Those that may change what
+ * code means are terminal; the others go on in their block.
  */
 #include "x86/system.h"
 
@@ -28,7 +28,8 @@ static void set_pair(struct vcpu *vcpu, uint64_t value)
 }
 
 /*
- * Slots in front of an address slot: what must hold before the operand is looked at (SDM 3A table 6-2 puts it so, and the silicon does).
+ * Slots in front of an address slot: what must hold before the operand is looked at (SDM 3A table 6-2 puts it so, and
+ * the silicon does).
  */
 void check_cpl0(PARAMETERS)
 {
@@ -349,8 +350,8 @@ static void cli(PARAMETERS)
 }
 
 /*
- * After STI one instruction runs before interrupts are looked at. With the next block linked, entering it without a look does just that;
- * else the run loop sees the shadow.
+ * After STI one instruction runs before interrupts are looked at. With the next block linked, entering it without a
+ * look does just that; else the run loop sees the shadow.
  */
 static void sti(PARAMETERS)
 {
@@ -653,9 +654,10 @@ static bool invlpg_decode(struct decoder *d)
 	insn->a = insn->scale;
 	insn->scale = length;
 	insn->b = (uint8_t)(operand_segment(&d->operand[0]) << 4 | (address_size == 4   ? GENERAL_MASK32
-								    : address_size == 2 ? GENERAL_MASK16
-											: 0));
-	/* fill_address() may have used the immediate, which is the block of a terminal slot and not needed by this handler. */
+	                                                            : address_size == 2 ? GENERAL_MASK16
+	                                                                                : 0));
+	/* fill_address() may have used the immediate, which is the block of a terminal slot and not needed by this
+	 * handler. */
 	return true;
 }
 

@@ -1,6 +1,7 @@
 /*
- * Plain moves of vector registers: loads, stores and copies, by far the most frequent vector instructions. Each slot also has the host-executed form,
- * which takes over whenever something is not plain: class disabled, TLB miss, misaligned.
+ * Plain moves of vector registers: loads, stores and copies, by far the most frequent vector instructions. Each slot
+ * also has the host-executed form, which takes over whenever something is not plain: class disabled, TLB miss,
+ * misaligned.
  */
 #include <string.h>
 
@@ -68,7 +69,7 @@ VECTOR_COPY(vex_copy_32, 32, 64)
 /* By log2(bytes) - 2. */
 static memory_table loads[] = {KIND_TABLE(load_4), KIND_TABLE(load_8), KIND_TABLE(load_16)};
 static memory_table vex_loads[] = {KIND_TABLE(vex_load_4), KIND_TABLE(vex_load_8), KIND_TABLE(vex_load_16),
-				   KIND_TABLE(vex_load_32)};
+                                   KIND_TABLE(vex_load_32)};
 static memory_table stores[] = {KIND_TABLE(store_4), KIND_TABLE(store_8), KIND_TABLE(store_16), KIND_TABLE(store_32)};
 
 /* Is it a move of a whole operand between a vector register and memory or another one? */
@@ -131,7 +132,10 @@ struct insn *vector_move_decode(struct decoder *d, const struct native_form *for
 		if (bytes != 4 && bytes != 8 && bytes != 16 && !(bytes == 32 && vex))
 			return NULL;
 		unsigned size = (unsigned)__builtin_ctz(bytes) - 2;
-		insn = emit_memory(d, load ? from : to, bytes, store, store ? stores[size] : vex ? vex_loads[size] : loads[size]);
+		insn = emit_memory(d, load ? from : to, bytes, store,
+		                   store ? stores[size]
+		                   : vex ? vex_loads[size]
+		                         : loads[size]);
 	} else {
 		int source = vector_number(from);
 		if (source < 0)
