@@ -43,7 +43,8 @@ struct net_forward {
 struct net_options {
 	enum net_kind kind;
 	uint8_t mac[6];
-	bool mac_given; /* otherwise net_open() makes one up */
+	bool mac_given;  /* otherwise net_open() makes one up */
+	unsigned number; /* of the card in its machine: the caller's, 0 from net_options_parse() */
 	unsigned queue_pairs;
 	unsigned mtu; /* 0: not given */
 	union {

@@ -7,11 +7,11 @@
 
 #include "backends/net/net.h"
 
-#define IPV4_HEADER          20
-#define IPV6_HEADER          40
-#define IPV6_FRAGMENT_HEADER 8
-#define TCP_HEADER           20
-#define UDP_HEADER           8
+#define IPV4_HEADER          20u
+#define IPV6_HEADER          40u
+#define IPV6_FRAGMENT_HEADER 8u
+#define TCP_HEADER           20u
+#define UDP_HEADER           8u
 #define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV6_EXTENSIONS_MAX  8
 #define TCP_FLAGS            13
@@ -174,12 +174,19 @@ static bool ip_length_fits(const struct offload_packet *packet)
 	return length - (packet->version == 6 ? IPV6_HEADER : 0) <= UINT16_MAX;
 }
 
+/* With the fragment header that IPv6 needs. */
+static bool fragments_fit(const struct offload_packet *packet)
+{
+	return packet->version == 4 ||
+	       (packet->length + IPV6_FRAGMENT_HEADER <= NET_FRAME_MAX &&
+	        packet->length + IPV6_FRAGMENT_HEADER - packet->network - IPV6_HEADER <= UINT16_MAX);
+}
+
 static bool segmentation_valid(const struct virtio_net_hdr *header, const uint8_t *frame, size_t length)
 {
 	struct offload_packet packet;
 
-	if (header->gso_size < OFFLOAD_SEGMENT_MIN || !offload_parse(&packet, frame, length) || packet.fragment ||
-	    !ip_length_fits(&packet))
+	if (!offload_parse(&packet, frame, length) || packet.fragment || !ip_length_fits(&packet))
 		return false;
 	switch (segment_kind(header)) {
 	case VIRTIO_NET_HDR_GSO_TCPV4:
@@ -187,7 +194,26 @@ static bool segmentation_valid(const struct virtio_net_hdr *header, const uint8_
 	case VIRTIO_NET_HDR_GSO_TCPV6:
 		return packet.version == 6 && packet.protocol == IPPROTO_TCP;
 	case VIRTIO_NET_HDR_GSO_UDP:
-		return packet.protocol == IPPROTO_UDP && header->gso_type == VIRTIO_NET_HDR_GSO_UDP;
+		return packet.protocol == IPPROTO_UDP && fragments_fit(&packet);
+	default:
+		return false;
+	}
+}
+
+bool offload_plausible(const struct virtio_net_hdr *header, size_t length)
+{
+	if (header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM &&
+	    (header->csum_start < ETH_HLEN || (size_t)header->csum_start + header->csum_offset + 2 > length))
+		return false;
+	switch (header->gso_type) {
+	case VIRTIO_NET_HDR_GSO_NONE:
+		return true;
+	case VIRTIO_NET_HDR_GSO_TCPV4:
+	case VIRTIO_NET_HDR_GSO_TCPV4 | VIRTIO_NET_HDR_GSO_ECN:
+	case VIRTIO_NET_HDR_GSO_TCPV6:
+	case VIRTIO_NET_HDR_GSO_TCPV6 | VIRTIO_NET_HDR_GSO_ECN:
+	case VIRTIO_NET_HDR_GSO_UDP:
+		return header->gso_size >= OFFLOAD_SEGMENT_MIN;
 	default:
 		return false;
 	}
@@ -195,10 +221,8 @@ static bool segmentation_valid(const struct virtio_net_hdr *header, const uint8_
 
 bool offload_valid(const struct virtio_net_hdr *header, const uint8_t *frame, size_t length)
 {
-	if (header->flags & VIRTIO_NET_HDR_F_NEEDS_CSUM &&
-	    (header->csum_start < ETH_HLEN || (size_t)header->csum_start + header->csum_offset + 2 > length))
-		return false;
-	return header->gso_type == VIRTIO_NET_HDR_GSO_NONE || segmentation_valid(header, frame, length);
+	return offload_plausible(header, length) &&
+	       (header->gso_type == VIRTIO_NET_HDR_GSO_NONE || segmentation_valid(header, frame, length));
 }
 
 /* Of the pseudo-header: RFC 9293 3.1, RFC 768, RFC 8200 8.1. */
@@ -310,13 +334,14 @@ static size_t cut_tcp(struct offload_cutter *cutter, uint8_t *segment, size_t pa
 	if (!first)
 		tcp[TCP_FLAGS] &= (uint8_t)~TCP_CWR; /* RFC 3168 6.1.2: once */
 	if (!last)
-		tcp[TCP_FLAGS] &= (uint8_t)~(TCP_FIN | TCP_PSH);
+		tcp[TCP_FLAGS] &= (uint8_t) ~(TCP_FIN | TCP_PSH);
 	finish_network(packet, segment, length);
 	finish_transport(packet, segment, length);
 	return length;
 }
 
-/* One UDP packet becomes IP fragments; its checksum stands in the first and covers all, so the caller has finished it. */
+/* One UDP packet becomes IP fragments; its checksum stands in the first and covers all, so the caller has finished it.
+ */
 static size_t cut_ipv4_fragment(struct offload_cutter *cutter, uint8_t *segment, size_t payload, bool last)
 {
 	const struct offload_packet *packet = &cutter->packet;

@@ -20,8 +20,8 @@
 struct offload_packet {
 	size_t length; /* of the frame */
 	uint16_t network, transport, payload;
-	uint8_t version;  /* 4 or 6; 0: neither */
-	uint8_t protocol; /* IPPROTO_TCP, IPPROTO_UDP ...; of the first fragment */
+	uint8_t version;      /* 4 or 6; 0: neither */
+	uint8_t protocol;     /* IPPROTO_TCP, IPPROTO_UDP ...; of the first fragment */
 	uint16_t next_header; /* IPv6: where the type of the fragmentable part stands */
 	bool fragment;        /* a part of a packet: the transport is not what it seems */
 };
@@ -29,6 +29,8 @@ struct offload_packet {
 /* Finds the parts. False: not an IP packet, or cut short; then nothing but `length` holds. */
 bool offload_parse(struct offload_packet *packet, const uint8_t *frame, size_t length);
 
+/* Is this header possible with some frame of that length? For those who pass both on to somebody who looks closer. */
+bool offload_plausible(const struct virtio_net_hdr *header, size_t length);
 /* Is this header possible with that frame? */
 bool offload_valid(const struct virtio_net_hdr *header, const uint8_t *frame, size_t length);
 
@@ -45,15 +47,15 @@ bool offload_request_checksum(struct virtio_net_hdr *header, uint8_t *frame, siz
 struct offload_cutter {
 	const uint8_t *frame;
 	struct offload_packet packet;
-	uint8_t kind;   /* gso_type without ECN */
-	uint16_t size;  /* payload of one segment */
+	uint8_t kind;  /* gso_type without ECN */
+	uint16_t size; /* payload of one segment */
 	uint32_t identification;
 	size_t at; /* of the payload; packet.length: the end */
 	unsigned count;
 };
 /* The header is valid and its gso_type is not NONE. */
 void offload_cutter_init(struct offload_cutter *cutter, const struct virtio_net_hdr *header, const uint8_t *frame,
-			 size_t length);
+                         size_t length);
 /* The next finished frame into `segment`, which has room for the headers, 8 bytes, and gso_size. 0: there is none. */
 size_t offload_cut(struct offload_cutter *cutter, uint8_t *segment);
 
