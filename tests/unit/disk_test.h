@@ -52,9 +52,9 @@ static inline int command_run(const char *format, va_list arguments, bool show)
 {
 	char command[1024];
 
-	vsnprintf(command, sizeof(command) - 32, format, arguments);
-	char *end = command + strlen(command);
-	strcpy(end, " >log.txt 2>&1 </dev/null");
+	strcpy(command, "{ ");
+	vsnprintf(command + 2, sizeof(command) - 40, format, arguments);
+	strcat(command, "; } >log.txt 2>&1 </dev/null");
 	int status = system(command);
 	if (show && status) {
 		fprintf(stderr, "%s: status %d\n", command, status);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <libgen.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -53,9 +54,49 @@ static int choose_format(struct disk *disk, char *why)
 	return 0;
 }
 
-static struct disk *open_one(const struct disk_options *options, unsigned depth, char *why)
+#define PENDING_IOV 34u /* of a request whose record is kept for the next one */
+#define SPARE_MAX   64u
+
+struct disk_pending {
+	struct disk_aio_operation operation; /* first */
+	struct disk *disk;
+	struct disk_request *request;
+	struct disk_extent extent;
+	bool mapped;
+	int result;
+	struct disk_pending *next_spare;
+	unsigned iov_room;
+	struct iovec iov[]; /* the operation's own copy */
+};
+
+static struct disk *disk_allocate(void)
 {
 	struct disk *disk = calloc(1, sizeof(*disk));
+
+	if (disk) {
+		disk->file.fd = -1;
+		pthread_mutex_init(&disk->head_lock, NULL);
+	}
+	return disk;
+}
+
+static void disk_free(struct disk *disk)
+{
+	struct disk_pending *next;
+
+	for (struct disk_pending *spare = disk->spare; spare; spare = next) {
+		next = spare->next_spare;
+		free(spare);
+	}
+	free(disk->refusal);
+	pthread_mutex_destroy(&disk->head_lock);
+	host_file_close(&disk->file);
+	free(disk);
+}
+
+static struct disk *open_one(const struct disk_options *options, unsigned depth, char *why)
+{
+	struct disk *disk = disk_allocate();
 	int error = disk ? 0 : -ENOMEM;
 
 	why[0] = '\0';
@@ -63,7 +104,6 @@ static struct disk *open_one(const struct disk_options *options, unsigned depth,
 		return NULL;
 	disk->options = *options;
 	disk->depth = depth;
-	disk->file.fd = -1;
 	error = host_file_open(&disk->file, options->path, options->readonly || options->snapshot,
 	                       options->cache == DISK_CACHE_NONE, options->no_lock ? HOST_FILE_NO_LOCK : HOST_FILE_LOCK,
 	                       why);
@@ -77,8 +117,7 @@ static struct disk *open_one(const struct disk_options *options, unsigned depth,
 		snprintf(why, DISK_WHY_SIZE, "%s: %s", options->path, strerror(-error));
 	if (disk->backing)
 		disk_close(disk->backing);
-	host_file_close(&disk->file);
-	free(disk);
+	disk_free(disk);
 	errno = -error;
 	return NULL;
 }
@@ -95,6 +134,10 @@ int disk_open_backing(struct disk *disk, const char *name, const char *format, c
 	}
 	if (strncmp(name, "file:", 5) == 0)
 		name += 5;
+	if (strncmp(name, "json:", 5) == 0 || strstr(name, "://")) {
+		snprintf(why, DISK_WHY_SIZE, "%s: backing file '%.100s' is not a plain file", disk->file.path, name);
+		return -EINVAL;
+	}
 	snprintf(folder, sizeof(folder), "%s", disk->file.path);
 	int length = name[0] == '/' ? snprintf(path, sizeof(path), "%s", name)
 	                            : snprintf(path, sizeof(path), "%s/%s", dirname(folder), name);
@@ -105,6 +148,14 @@ int disk_open_backing(struct disk *disk, const char *name, const char *format, c
 	disk->backing = open_one(&options, disk->depth + 1, why);
 	if (!disk->backing)
 		return -errno;
+	if (!format && disk->backing->backing) {
+		/* A raw guest could have written that into its disk, and would read any file of the host's through it. */
+		snprintf(why, DISK_WHY_SIZE,
+		         "%s: does not say its backing file's format, which has a backing file itself; see qemu-img "
+		         "rebase -u -F",
+		         disk->file.path);
+		return -EPERM;
+	}
 	/* Strings of the options are borrowed only while opening. */
 	disk->backing->options.path = disk->backing->file.path;
 	disk->backing->options.format = disk->backing->format->name;
@@ -114,7 +165,7 @@ int disk_open_backing(struct disk *disk, const char *name, const char *format, c
 /* `snapshot`: an unlinked qcow2 in front of the image, which was opened read-only. */
 static struct disk *overlay(struct disk *base, char *why)
 {
-	struct disk *disk = calloc(1, sizeof(*disk));
+	struct disk *disk = disk_allocate();
 	int error = disk ? 0 : -ENOMEM;
 
 	if (!error) {
@@ -132,8 +183,7 @@ static struct disk *overlay(struct disk *base, char *why)
 			snprintf(why, DISK_WHY_SIZE, "%s: no temporary overlay: %s", base->options.path,
 			         strerror(-error));
 		if (disk)
-			host_file_close(&disk->file);
-		free(disk);
+			disk_free(disk);
 		disk_close(base);
 		return NULL;
 	}
@@ -167,8 +217,7 @@ int disk_close(struct disk *disk)
 	if (error)
 		log_error("%s: not all could be written: %s", disk->file.path, strerror(-error));
 	disk_close(disk->backing);
-	host_file_close(&disk->file);
-	free(disk);
+	disk_free(disk);
 	return error;
 }
 
@@ -213,42 +262,78 @@ int disk_readv_stack(struct disk *disk, uint64_t offset, const struct iovec *iov
 	return error;
 }
 
-/* A guest of an image that was guessed to be raw must not turn it into something that is probed as another format next
- * time. */
-static bool would_change_format(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)
+static bool looks_like_another_format(const uint8_t head[DISK_HEAD])
 {
-	uint8_t head[DISK_HEAD];
-	struct iovec *part;
-	bool changes = false;
-
-	if (!disk->probed_raw || offset >= DISK_HEAD)
-		return false;
-	uint64_t length = iov_length(iov, count);
-	if (length > DISK_HEAD - offset)
-		length = DISK_HEAD - offset;
-	part = malloc(count * sizeof(*part));
-	if (!part || host_file_read(&disk->file, 0, head, sizeof(head))) {
-		free(part);
-		return true;
-	}
-	iov_to_buffer(part, iov_slice(part, iov, count, 0, length), head + offset);
 	for (unsigned i = 0; i < FORMAT_COUNT; i++)
 		if (formats[i] != &disk_format_raw && formats[i]->probe(head))
-			changes = true;
-	free(part);
-	if (changes)
-		log_warning("%s: refused a write that would make this raw image look like another format",
-		            disk->file.path);
-	return changes;
+			return true;
+	return false;
 }
 
-static int write_checked(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)
+/*
+ * A guest of an image that was guessed to be raw must not turn it into something that is probed as another format next time. What is
+ * checked is a copy, and the copy is written: the guest may change its memory meanwhile.
+ */
+static int write_head(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count, uint64_t length)
 {
+	uint8_t head[DISK_HEAD];
+	struct iovec *part = malloc(count * sizeof(*part));
+
+	if (!part)
+		return -ENOMEM;
+	pthread_mutex_lock(&disk->head_lock);
+	int error = host_file_read(&disk->file, 0, head, sizeof(head));
+	if (!error) {
+		iov_to_buffer(part, iov_slice(part, iov, count, 0, length), head + offset);
+		if (looks_like_another_format(head)) {
+			if (!disk->head_warned)
+				log_warning(
+				    "%s: refused a write that would make this raw image look like another format",
+				    disk->file.path);
+			disk->head_warned = true;
+			error = -EPERM;
+		}
+	}
+	if (!error)
+		error = host_file_write(&disk->file, offset, head + offset, length);
+	pthread_mutex_unlock(&disk->head_lock);
+	free(part);
+	return error;
+}
+
+static int write_guarded(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)
+{
+	uint64_t length = iov_length(iov, count), in_head = offset < DISK_HEAD ? DISK_HEAD - offset : 0;
+
+	if (!disk->probed_raw || in_head == 0 || length == 0)
+		return disk->format->writev(disk, offset, iov, count);
+	if (in_head > length)
+		in_head = length;
+	int error = write_head(disk, offset, iov, count, in_head);
+	if (error || in_head == length)
+		return error;
+	struct iovec *rest = malloc(count * sizeof(*rest));
+	if (!rest)
+		return -ENOMEM;
+	error =
+	    disk->format->writev(disk, offset + in_head, rest, iov_slice(rest, iov, count, in_head, length - in_head));
+	free(rest);
+	return error;
+}
+
+/* Every change goes through here: refused where nothing may be written, and on the disk when it returns where that was asked for. */
+static int change(struct disk *disk, const struct disk_request *request)
+{
+	int error = -EINVAL;
+
 	if (disk->file.readonly)
 		return -EROFS;
-	if (would_change_format(disk, offset, iov, count))
-		return -EPERM;
-	int error = disk->format->writev(disk, offset, iov, count);
+	if (request->operation == DISK_WRITE)
+		error = write_guarded(disk, request->offset, request->iov, request->iov_count);
+	else if (request->operation == DISK_DISCARD)
+		error = disk->format->discard(disk, request->offset, request->length);
+	else if (request->operation == DISK_WRITE_ZEROES)
+		error = disk->format->zero(disk, request->offset, request->length, request->may_unmap);
 	if (!error && disk->options.cache == DISK_CACHE_WRITETHROUGH)
 		error = disk->format->flush(disk);
 	return error;
@@ -269,8 +354,10 @@ int disk_read(struct disk *disk, uint64_t offset, void *buffer, uint64_t length)
 int disk_write(struct disk *disk, uint64_t offset, const void *buffer, uint64_t length)
 {
 	struct iovec iov = {(void *)(uintptr_t)buffer, length};
+	struct disk_request request = {
+	    .operation = DISK_WRITE, .offset = offset, .length = length, .iov = &iov, .iov_count = 1};
 
-	return in_range(disk, offset, length) ? write_checked(disk, offset, &iov, 1) : -EINVAL;
+	return in_range(disk, offset, length) ? change(disk, &request) : -EINVAL;
 }
 
 int disk_flush(struct disk *disk)
@@ -280,57 +367,70 @@ int disk_flush(struct disk *disk)
 
 /* ---- asynchronous requests ---- */
 
-struct pending {
-	struct disk_aio_operation operation; /* first */
-	struct disk *disk;
-	struct disk_request *request;
-	struct disk_extent extent;
-	bool mapped;
-	int result;
-	struct iovec iov[]; /* the operation's own copy */
-};
+static struct disk_pending *pending_get(struct disk *disk, unsigned iov_count)
+{
+	struct disk_pending *pending = disk->spare;
+
+	if (pending && iov_count <= pending->iov_room) {
+		disk->spare = pending->next_spare;
+		disk->spare_count--;
+	} else {
+		unsigned room = iov_count < PENDING_IOV ? PENDING_IOV : iov_count;
+
+		pending = malloc(sizeof(*pending) + room * sizeof(struct iovec));
+		if (!pending)
+			return NULL;
+		pending->iov_room = room;
+	}
+	pending->operation = (struct disk_aio_operation){0};
+	pending->disk = disk;
+	pending->mapped = false;
+	pending->result = 0;
+	return pending;
+}
+
+static void pending_put(struct disk_pending *pending)
+{
+	struct disk *disk = pending->disk;
+
+	if (pending->iov_room > PENDING_IOV || disk->spare_count >= SPARE_MAX) {
+		free(pending);
+		return;
+	}
+	pending->next_spare = disk->spare;
+	disk->spare = pending;
+	disk->spare_count++;
+}
 
 int disk_attach(struct disk *disk, struct event_loop *loop)
 {
-	disk->aio = disk_aio_create(loop, false);
+	disk->refusal = calloc(1, sizeof(*disk->refusal));
+	disk->aio = disk->refusal ? disk_aio_create(loop, disk->threads_only) : NULL;
 	return disk->aio ? 0 : -errno;
 }
 
 static void pending_done(struct disk_aio_operation *operation, int error)
 {
-	struct pending *pending = (struct pending *)operation;
+	struct disk_pending *pending = (struct disk_pending *)operation;
 	struct disk_request *request = pending->request;
 
 	if (pending->mapped)
 		pending->disk->format->unmap(pending->disk, &pending->extent);
-	free(pending);
+	pending_put(pending);
 	request->done(request, error);
 }
 
 /* On a pool thread: any request, the blocking way. */
 static int run_request(struct disk_aio_operation *operation)
 {
-	struct pending *pending = (struct pending *)operation;
-	struct disk *disk = pending->disk;
+	struct disk_pending *pending = (struct disk_pending *)operation;
 	struct disk_request *request = pending->request;
 
 	if (pending->result)
 		return pending->result;
-	switch (request->operation) {
-	case DISK_READ:
-		return disk_readv_stack(disk, request->offset, request->iov, request->iov_count);
-	case DISK_WRITE:
-		return write_checked(disk, request->offset, request->iov, request->iov_count);
-	case DISK_FLUSH:
-		return disk_flush(disk);
-	case DISK_DISCARD:
-		return disk->file.readonly ? -EROFS : disk->format->discard(disk, request->offset, request->length);
-	case DISK_WRITE_ZEROES:
-		return disk->file.readonly
-		           ? -EROFS
-		           : disk->format->zero(disk, request->offset, request->length, request->may_unmap);
-	}
-	return -EINVAL;
+	if (request->operation == DISK_READ)
+		return disk_readv_stack(pending->disk, request->offset, request->iov, request->iov_count);
+	return request->operation == DISK_FLUSH ? disk_flush(pending->disk) : change(pending->disk, request);
 }
 
 static int validate(const struct disk *disk, const struct disk_request *request)
@@ -346,14 +446,18 @@ static int validate(const struct disk *disk, const struct disk_request *request)
 }
 
 /* Can the whole request go straight to the file? Then the operation is set up. */
-static bool take_fast_path(struct disk *disk, struct pending *pending)
+static bool take_fast_path(struct disk *disk, struct disk_pending *pending)
 {
 	struct disk_request *request = pending->request;
 	bool write = request->operation == DISK_WRITE;
 
-	if (request->operation != DISK_READ && !write)
-		return false;
-	if (request->length == 0)
+	if (request->operation == DISK_FLUSH && disk->format == &disk_format_raw && !disk->file.readonly &&
+	    disk->options.cache != DISK_CACHE_UNSAFE) {
+		pending->operation.kind = AIO_SYNC;
+		pending->operation.file = &disk->file;
+		return true;
+	}
+	if ((request->operation != DISK_READ && !write) || request->length == 0)
 		return false;
 	if (write && (disk->file.readonly || disk->options.cache == DISK_CACHE_WRITETHROUGH ||
 	              (disk->probed_raw && request->offset < DISK_HEAD)))
@@ -374,16 +478,45 @@ static bool take_fast_path(struct disk *disk, struct pending *pending)
 	return true;
 }
 
+/* No memory for a request's record: it is answered all the same, and from the loop. */
+static void refused_done(struct disk_aio_operation *operation, int error)
+{
+	struct disk *disk = operation->owner;
+	struct disk_request *request = disk->refused, *next;
+
+	disk->refused = NULL;
+	disk->refusing = false;
+	for (; request; request = next) {
+		next = request->private_next;
+		request->done(request, -ENOMEM);
+	}
+}
+
+static int refused_run(struct disk_aio_operation *operation)
+{
+	return -ENOMEM;
+}
+
+static void refuse_later(struct disk *disk, struct disk_request *request)
+{
+	request->private_next = disk->refused;
+	disk->refused = request;
+	if (disk->refusing)
+		return;
+	disk->refusing = true;
+	*disk->refusal =
+	    (struct disk_aio_operation){.kind = AIO_CALL, .call = refused_run, .done = refused_done, .owner = disk};
+	disk_aio_submit(disk->aio, disk->refusal);
+}
+
 void disk_submit(struct disk *disk, struct disk_request *request)
 {
-	unsigned iov_count = request->iov ? request->iov_count : 0;
-	struct pending *pending = calloc(1, sizeof(*pending) + iov_count * sizeof(struct iovec));
+	struct disk_pending *pending = pending_get(disk, request->iov ? request->iov_count : 0);
 
 	if (!pending) {
-		request->done(request, -ENOMEM);
+		refuse_later(disk, request);
 		return;
 	}
-	pending->disk = disk;
 	pending->request = request;
 	pending->operation.done = pending_done;
 	pending->result = validate(disk, request);

@@ -147,7 +147,21 @@ static void pool_submit(struct disk_aio *aio, struct disk_aio_operation *operati
 static bool fits_ring(const struct disk_aio *aio, const struct disk_aio_operation *operation)
 {
 	return aio->uring_ready && operation->kind != AIO_CALL && operation->file->ops == &host_file_system_ops &&
-	       !operation->file->direct && operation->iov_count <= IOV_MAX && !operation->file->sync_error;
+	       operation->iov_count <= IOV_MAX && !operation->file->sync_error &&
+	       (operation->kind == AIO_SYNC ||
+	        host_file_is_aligned(operation->file, operation->offset, operation->iov, operation->iov_count));
+}
+
+/* Hands prepared entries to the kernel. Where it has no room now (EAGAIN, EBUSY), the loop comes back and tries again. */
+static void ring_push(struct disk_aio *aio)
+{
+	int result;
+
+	do
+		result = io_uring_submit(&aio->ring);
+	while (result == -EINTR);
+	if (result < 0)
+		signal_completion(aio);
 }
 
 static void ring_submit(struct disk_aio *aio, struct disk_aio_operation *operation)
@@ -167,8 +181,7 @@ static void ring_submit(struct disk_aio *aio, struct disk_aio_operation *operati
 		io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
 	io_uring_sqe_set_data(entry, operation);
 	aio->uring_in_flight++;
-	while (io_uring_submit(&aio->ring) == -EINTR)
-		;
+	ring_push(aio);
 }
 
 void disk_aio_submit(struct disk_aio *aio, struct disk_aio_operation *operation)
@@ -228,6 +241,8 @@ static void ring_completions(struct disk_aio *aio)
 	}
 	while (aio->waiting.first && aio->uring_in_flight < RING_ENTRIES)
 		ring_submit(aio, queue_get(&aio->waiting));
+	if (aio->uring_ready && io_uring_sq_ready(&aio->ring))
+		ring_push(aio);
 }
 
 static void pool_completions(struct disk_aio *aio)

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -66,11 +67,20 @@ struct disk {
 	const struct disk_format *format;
 	struct host_file file;
 	uint64_t size;
-	struct disk *backing; /* opened read-only; NULL: none */
-	void *data;           /* the format's */
-	bool probed_raw;      /* format was guessed to be raw: the first sector must not become another format's */
-	struct disk_aio *aio; /* after disk_attach() */
-	unsigned depth;       /* of backing images above this one */
+	struct disk *backing;      /* opened read-only; NULL: none */
+	void *data;                /* the format's */
+	bool probed_raw;           /* format was guessed to be raw: the first sector must not become another format's */
+	struct disk_aio *aio;      /* after disk_attach() */
+	unsigned depth;            /* of backing images above this one */
+	pthread_mutex_t head_lock; /* one write to a probed raw image's head at a time */
+	bool head_warned;
+	bool threads_only; /* tests: disk_attach() without io_uring */
+	/* disk.c's: records of requests, kept for the next ones; and requests without one. */
+	struct disk_pending *spare;
+	unsigned spare_count;
+	struct disk_request *refused;
+	bool refusing;
+	struct disk_aio_operation *refusal;
 };
 
 /* Opens the backing image that `name` (as the image at disk->file.path has it) means. For formats. 0 or -errno. */

@@ -16,7 +16,7 @@
 #include <unistd.h>
 
 #define WHY_SIZE     256
-#define DIRECT_ALIGN 4096u
+#define DIRECT_ALIGN 4096u /* enough for every device */
 #define BOUNCE_MAX   (1u << 20)
 
 /* QEMU's image locking: permission n is taken by a read lock on byte 100 + n, denied to others by one on byte 200 + n.
@@ -103,6 +103,20 @@ static int lock_image(struct host_file *file, char *why)
 	return -EBUSY;
 }
 
+/* O_DIRECT wants multiples of the device's logical block: 512 where a read of that size at an odd sector works. */
+static unsigned find_align(int fd)
+{
+	unsigned align = DIRECT_ALIGN;
+	uint8_t *buffer;
+
+	if (posix_memalign((void **)&buffer, DIRECT_ALIGN, DIRECT_ALIGN))
+		return align;
+	if (pread(fd, buffer + 512, 512, 512) == 512)
+		align = 512;
+	free(buffer);
+	return align;
+}
+
 int host_file_open(struct host_file *file, const char *path, bool readonly, bool direct, enum host_file_lock lock,
                    char *why)
 {
@@ -112,12 +126,14 @@ int host_file_open(struct host_file *file, const char *path, bool readonly, bool
 	memset(file, 0, sizeof(*file));
 	file->readonly = readonly;
 	file->ops = &host_file_system_ops;
+	file->align = 1;
+	pthread_mutex_init(&file->bounce_lock, NULL);
 	file->path = strdup(path);
 	file->fd = open(path, flags);
-	if (file->fd < 0 && direct && errno == EINVAL) /* tmpfs and friends: no O_DIRECT there */
+	if (file->fd < 0 && direct && errno == EINVAL) { /* tmpfs and friends: no O_DIRECT there */
+		direct = false;
 		file->fd = open(path, flags & ~O_DIRECT);
-	else
-		file->direct = direct;
+	}
 	int error = -errno;
 	if (!file->path || file->fd < 0) {
 		snprintf(why, WHY_SIZE, "%s: %s", path, file->path ? strerror(-error) : "out of memory");
@@ -129,6 +145,8 @@ int host_file_open(struct host_file *file, const char *path, bool readonly, bool
 		error = -EINVAL;
 		goto fail;
 	}
+	if (direct)
+		file->align = find_align(file->fd);
 	error = lock == HOST_FILE_LOCK ? lock_image(file, why) : 0;
 	if (!error)
 		return 0;
@@ -143,6 +161,8 @@ int host_file_open_temporary(struct host_file *file, char *why)
 
 	memset(file, 0, sizeof(*file));
 	file->ops = &host_file_system_ops;
+	file->align = 1;
+	pthread_mutex_init(&file->bounce_lock, NULL);
 	if (!folder || !*folder)
 		folder = "/var/tmp";
 	file->path = strdup(folder);
@@ -165,6 +185,8 @@ int host_file_open_temporary(struct host_file *file, char *why)
 
 void host_file_close(struct host_file *file)
 {
+	if (file->path || file->fd >= 0)
+		pthread_mutex_destroy(&file->bounce_lock);
 	if (file->fd >= 0)
 		close(file->fd);
 	free(file->path);
@@ -186,13 +208,13 @@ static void iov_advance(struct iovec **iov, unsigned *count, size_t done)
 	}
 }
 
-static bool is_aligned(uint64_t offset, const struct iovec *iov, unsigned count)
+bool host_file_is_aligned(const struct host_file *file, uint64_t offset, const struct iovec *iov, unsigned count)
 {
 	uint64_t bits = offset;
 
-	for (unsigned i = 0; i < count; i++)
+	for (unsigned i = 0; file->align > 1 && i < count; i++)
 		bits |= (uintptr_t)iov[i].iov_base | iov[i].iov_len;
-	return !(bits & (DIRECT_ALIGN - 1));
+	return !(bits & (file->align - 1));
 }
 
 /* The loop under reads and writes: carries on after EINTR and short transfers; reading stops with zeros at the end of
@@ -211,19 +233,46 @@ static int transfer_list(struct host_file *file, uint64_t offset, struct iovec *
 			return -errno;
 		if (done == 0 && write)
 			return -ENOSPC;
-		if (done == 0) {
+		offset += (uint64_t)done;
+		iov_advance(&iov, &count, (size_t)done);
+		/* The end of the file; with O_DIRECT one within a block cannot be asked for again. */
+		if (done == 0 || (!write && (uint64_t)done & (file->align - 1))) {
 			for (; count; iov++, count--)
 				memset(iov->iov_base, 0, iov->iov_len);
 			return 0;
 		}
-		offset += (uint64_t)done;
-		iov_advance(&iov, &count, (size_t)done);
 	}
 	return 0;
 }
 
-/* O_DIRECT with a buffer or a range that is not aligned: read whole blocks into an aligned buffer, change, write back.
- */
+/* The part of a bounced transfer that fits the buffer: whole blocks are read, changed, written back. */
+static int bounce_part(struct host_file *file, uint64_t start, uint64_t skip, uint8_t *bounce, uint8_t *buffer,
+                       uint64_t part, bool write)
+{
+	uint64_t whole = (skip + part + file->align - 1) & ~(uint64_t)(file->align - 1);
+	struct iovec iov = {bounce, whole};
+	int error = 0;
+
+	if (!write || skip || part != whole)
+		error = transfer_list(file, start, &iov, 1, false);
+	if (error)
+		return error;
+	if (!write) {
+		memcpy(buffer, bounce + skip, part);
+		return 0;
+	}
+	int64_t size = part == whole ? 0 : host_file_size(file);
+	memcpy(bounce + skip, buffer, part);
+	iov = (struct iovec){bounce, whole};
+	error = transfer_list(file, start, &iov, 1, true);
+	/* A block that reaches behind the end has made the file longer than was asked for. */
+	if (!error && size > 0 && start + whole > (uint64_t)size && start + skip + part < start + whole)
+		error =
+		    host_file_resize(file, start + skip + part > (uint64_t)size ? start + skip + part : (uint64_t)size);
+	return error;
+}
+
+/* O_DIRECT with a buffer or a range that is not aligned. Other writes to the same block wait, or one of the two would be lost. */
 static int transfer_bounced(struct host_file *file, uint64_t offset, uint8_t *buffer, uint64_t length, bool write)
 {
 	uint8_t *bounce = NULL;
@@ -231,34 +280,28 @@ static int transfer_bounced(struct host_file *file, uint64_t offset, uint8_t *bu
 
 	if (posix_memalign((void **)&bounce, DIRECT_ALIGN, BOUNCE_MAX))
 		return -ENOMEM;
+	if (write)
+		pthread_mutex_lock(&file->bounce_lock);
 	while (length && !error) {
-		uint64_t start = offset & ~(uint64_t)(DIRECT_ALIGN - 1), skip = offset - start;
+		uint64_t start = offset & ~(uint64_t)(file->align - 1), skip = offset - start;
 		uint64_t part = length < BOUNCE_MAX - skip ? length : BOUNCE_MAX - skip;
-		uint64_t whole = (skip + part + DIRECT_ALIGN - 1) & ~(uint64_t)(DIRECT_ALIGN - 1);
-		struct iovec iov = {bounce, whole};
 
-		if (!write || skip || part != whole)
-			error = transfer_list(file, start, &iov, 1, false);
-		if (!error && write) {
-			memcpy(bounce + skip, buffer, part);
-			iov = (struct iovec){bounce, whole};
-			error = transfer_list(file, start, &iov, 1, true);
-		} else if (!error) {
-			memcpy(buffer, bounce + skip, part);
-		}
+		error = bounce_part(file, start, skip, bounce, buffer, part, write);
 		offset += part;
 		buffer += part;
 		length -= part;
 	}
+	if (write)
+		pthread_mutex_unlock(&file->bounce_lock);
 	free(bounce);
 	return error;
 }
 
 static int transfer(struct host_file *file, uint64_t offset, const struct iovec *iov, unsigned count, bool write)
 {
-	if (file->direct && !is_aligned(offset, iov, count)) {
-		int error = 0;
+	int error = 0;
 
+	if (!host_file_is_aligned(file, offset, iov, count)) {
 		for (unsigned i = 0; i < count && !error; i++) {
 			error = transfer_bounced(file, offset, iov[i].iov_base, iov[i].iov_len, write);
 			offset += iov[i].iov_len;
@@ -270,7 +313,7 @@ static int transfer(struct host_file *file, uint64_t offset, const struct iovec 
 	if (!copy)
 		return -ENOMEM;
 	memcpy(copy, iov, count * sizeof(*copy));
-	int error = transfer_list(file, offset, copy, count, write);
+	error = transfer_list(file, offset, copy, count, write);
 	if (copy != small)
 		free(copy);
 	return error;

@@ -6,6 +6,7 @@
  */
 #pragma once
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -28,7 +29,9 @@ struct host_file {
 	int fd;
 	char *path;
 	bool readonly;
-	bool direct; /* O_DIRECT: offsets, lengths and buffers are multiples of 4096; host_file.c bounces what is not */
+	unsigned
+	    align; /* O_DIRECT: of offsets, lengths and buffers; what is not aligned goes through a buffer. 1: not O_DIRECT */
+	pthread_mutex_t bounce_lock; /* one read-modify-write of a block at a time */
 	const struct host_file_ops *ops;
 	void *hook;             /* for ops of tests */
 	_Atomic int sync_error; /* a failed fdatasync stays failed (-errno), 0 while all is well */
@@ -47,6 +50,8 @@ int host_file_open(struct host_file *file, const char *path, bool readonly, bool
 int host_file_open_temporary(struct host_file *file, char *why);
 void host_file_close(struct host_file *file);
 
+/* Can the kernel take this as it is? (False: only with O_DIRECT.) */
+bool host_file_is_aligned(const struct host_file *file, uint64_t offset, const struct iovec *iov, unsigned count);
 /* All of it, or -errno; reading behind the end of the file gives zeros. EINTR and short transfers are carried on. */
 int host_file_read(struct host_file *file, uint64_t offset, void *buffer, uint64_t length);
 int host_file_write(struct host_file *file, uint64_t offset, const void *buffer, uint64_t length);

@@ -23,7 +23,7 @@ static int prepare_writing(struct qcow2 *q, char *why)
 	struct disk_check result;
 	int error;
 
-	if (q->incompatible & INCOMPATIBLE_CORRUPT)
+	if ((q->incompatible & INCOMPATIBLE_CORRUPT) && !q->disk->options.repair)
 		return qcow2_bad(q->disk, why,
 		                 "marked corrupt; repair it with 'ring3 image check --repair' or open it readonly");
 	error = qcow2_metadata_collect(q, why);

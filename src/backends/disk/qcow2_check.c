@@ -16,7 +16,8 @@
 #define CHUNK_BITS   16
 #define CLUSTERS_MAX (1ull << 32)
 #define VISITS_MAX                                                                                                     \
-	(1ull << 28) /* table entries looked at outside of L2 tables, and L2 tables times 1024: hostile images name    \
+	(1ull                                                                                                          \
+	 << 28) /* table entries looked at outside of L2 tables, and L2 tables times 1024: hostile images name    \
 	                one table often */
 
 struct audit {

@@ -29,11 +29,6 @@ static int raw_open(struct disk *disk, char *why)
 	return 0;
 }
 
-static int raw_close(struct disk *disk)
-{
-	return 0;
-}
-
 static int raw_readv(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)
 {
 	return host_file_readv(&disk->file, offset, iov, count);
@@ -46,7 +41,12 @@ static int raw_writev(struct disk *disk, uint64_t offset, const struct iovec *io
 
 static int raw_flush(struct disk *disk)
 {
-	return host_file_sync(&disk->file);
+	return disk->options.cache == DISK_CACHE_UNSAFE ? 0 : host_file_sync(&disk->file);
+}
+
+static int raw_close(struct disk *disk)
+{
+	return disk->file.readonly ? 0 : raw_flush(disk);
 }
 
 static int raw_discard(struct disk *disk, uint64_t offset, uint64_t length)
