@@ -67,6 +67,12 @@ void emit_group1(struct emitter *e, bool wide, unsigned extension, unsigned rm, 
 	emit_u32(e, (uint32_t)immediate);
 }
 
+void emit_shift_imm(struct emitter *e, unsigned extension, unsigned rm, unsigned count)
+{
+	emit_op_reg(e, true, 0xc1, extension, rm);
+	emit_byte(e, count);
+}
+
 void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value)
 {
 	if (value <= UINT32_MAX) {

@@ -29,6 +29,9 @@ void emit_op_reg(struct emitter *e, bool wide, unsigned opcode, unsigned reg, un
 /* Group 1 (81h /extension) rm, imm32. */
 void emit_group1(struct emitter *e, bool wide, unsigned extension, unsigned rm, int32_t immediate);
 
+/* Group 2 (C1h /extension) rm, imm8, 64 bits wide. */
+void emit_shift_imm(struct emitter *e, unsigned extension, unsigned rm, unsigned count);
+
 static inline void emit_load(struct emitter *e, unsigned reg, uint32_t abs)
 {
 	emit_op_abs(e, true, 0x8b, reg, abs);

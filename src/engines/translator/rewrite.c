@@ -5,6 +5,7 @@ struct fields {
 	unsigned reg, rm, vvvv, opcode; /* with extension bits */
 	bool reg_gpr, rm_gpr, vvvv_gpr, opcode_gpr, high;
 	bool memory;
+	bool moved; /* a register other than AH-BH gets another number */
 };
 
 static int register_number(ZydisRegister reg, bool *high)
@@ -32,18 +33,21 @@ int operand_gpr(const ZydisDecodedOperand *operand, bool *high)
 	return register_number(operand->reg.value, high);
 }
 
-static void find_fields(struct fields *f, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands)
+static void find_fields(struct fields *f, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                        const uint8_t map[16])
 {
 	for (unsigned n = 0; n < i->operand_count; n++) {
 		const ZydisDecodedOperand *o = &operands[n];
 		bool high;
-		bool gpr = operand_gpr(o, &high) >= 0;
+		int number = operand_gpr(o, &high);
+		bool gpr = number >= 0;
 
 		if (o->type == ZYDIS_OPERAND_TYPE_MEMORY && o->encoding != ZYDIS_OPERAND_ENCODING_NONE)
 			f->memory = true;
 		if (!gpr)
 			continue;
 		f->high |= high && o->encoding != ZYDIS_OPERAND_ENCODING_NONE;
+		f->moved |= !high && map[number] != number;
 		switch (o->encoding) {
 		case ZYDIS_OPERAND_ENCODING_MODRM_REG:
 			f->reg_gpr = true;
@@ -123,10 +127,7 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 	}
 	if (f->high) {
 		/* Numbers 4-7 are AH-BH: they stay, and so must everything else (no REX). */
-		if (f->memory || rex)
-			return false;
-		if ((f->reg_gpr && f->reg < 4 && map[f->reg] != f->reg) ||
-		    (f->rm_gpr && f->rm < 4 && map[f->rm] != f->rm))
+		if (f->memory || rex || f->moved)
 			return false;
 		emit_bytes(e, prefixes, prefix_count);
 		emit_bytes(e, bytes + at, i->length - at);
@@ -228,12 +229,48 @@ static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, co
 	return true;
 }
 
-bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
-                         const uint8_t *bytes, const uint8_t map[16], unsigned base)
+/*
+ * What was made is decoded again: the same operation on the registers that `map` says and on [base], and nothing else. Whatever a guest feeds us,
+ * translated code touches no other register (host RSP is ring3's own) and no other memory.
+ */
+static bool verify(const ZydisDecoder *decoder, const uint8_t *code, size_t length, const ZydisDecodedInstruction *i,
+                   const ZydisDecodedOperand *operands, const uint8_t map[16], unsigned base)
+{
+	ZydisDecodedInstruction made;
+	ZydisDecodedOperand made_operand[ZYDIS_MAX_OPERAND_COUNT];
+
+	if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(decoder, code, length, &made, made_operand)) ||
+	    made.length != length || made.mnemonic != i->mnemonic || made.operand_count != i->operand_count ||
+	    made.operand_width != i->operand_width)
+		return false;
+	for (unsigned n = 0; n < i->operand_count; n++) {
+		const ZydisDecodedOperand *was = &operands[n], *is = &made_operand[n];
+		bool was_high, is_high;
+		int guest = operand_gpr(was, &was_high), host = operand_gpr(is, &is_high);
+
+		if (was->type != is->type || was->size != is->size || was_high != is_high)
+			return false;
+		if (guest >= 0 && host != (was_high ? guest : map[guest]))
+			return false;
+		if (guest < 0 && was->type == ZYDIS_OPERAND_TYPE_REGISTER && was->reg.value != is->reg.value)
+			return false;
+		if (was->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && was->imm.value.u != is->imm.value.u)
+			return false;
+		if (was->type == ZYDIS_OPERAND_TYPE_MEMORY &&
+		    (is->mem.index != ZYDIS_REGISTER_NONE || is->mem.disp.value ||
+		     is->mem.segment == ZYDIS_REGISTER_FS || is->mem.segment == ZYDIS_REGISTER_GS ||
+		     is->mem.base != ZYDIS_REGISTER_RAX + base))
+			return false;
+	}
+	return true;
+}
+
+static bool rewrite(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
+                    const uint8_t *bytes, const uint8_t map[16], unsigned base)
 {
 	struct fields f = {0};
 
-	find_fields(&f, i, operands);
+	find_fields(&f, i, operands, map);
 	switch (i->encoding) {
 	case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
 		return rewrite_legacy(e, i, bytes, &f, map, base);
@@ -244,4 +281,17 @@ bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *i, co
 	default:
 		return false;
 	}
+}
+
+bool rewrite_instruction(struct emitter *e, const ZydisDecoder *decoder, const ZydisDecodedInstruction *i,
+                         const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
+                         unsigned base)
+{
+	uint8_t *start = e->at;
+
+	if (rewrite(e, i, operands, bytes, map, base) && !e->full &&
+	    verify(decoder, start, (size_t)(e->at - start), i, operands, map, base))
+		return true;
+	e->at = start;
+	return false;
 }

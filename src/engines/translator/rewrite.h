@@ -10,7 +10,7 @@
  * memory operand (if it has one) by [base], base 8-15 but not 12 or 13. False, with nothing emitted: it cannot be
  * encoded so (AH-DH beside a REX prefix, no ModRM ...).
  */
-bool rewrite_instruction(struct emitter *e, const ZydisDecodedInstruction *instruction,
+bool rewrite_instruction(struct emitter *e, const ZydisDecoder *decoder, const ZydisDecodedInstruction *instruction,
                          const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
                          unsigned base);
 

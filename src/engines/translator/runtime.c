@@ -166,7 +166,7 @@ void translator_heat(PARAMETERS)
 	struct translator *t = translator_of(vcpu);
 	bool full;
 
-	if (++slot->immediate < XHEAT)
+	if (++slot->immediate < t->heat)
 		NEXT;
 	if (vcpu->mmu.watching)
 		NEXT;
@@ -319,7 +319,9 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
 	t->exit_argument = (uintptr_t)site->slot;
-	if (!cpu_canonical(linear) || (linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE)
+	/* Long operands that are not aligned: #GP may come before #PF, which the interpreter knows. */
+	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size) ||
+	    (linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE)
 		return 0;
 	/* On a fault guest vector registers are in memory already, and nothing of ours is on the way back. */
 	uint8_t live = t->vector_live;
@@ -396,6 +398,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->avx = __builtin_cpu_supports("avx");
 	t->vector_missing = 1;
 	t->host_mxcsr = 0x1f80;
+	t->heat = XHEAT;
 	t->links = low_memory(XLINKS_MAX * sizeof(*t->links));
 	t->sites = low_memory(XSITES_MAX * sizeof(*t->sites));
 	int error = code_arena_create(&t->arena, ARENA_SIZE);
@@ -411,6 +414,11 @@ struct translator *translator_create(struct vcpu *vcpu)
 	empty_tlb(t, false);
 	translator_flush(t);
 	return t;
+}
+
+void translator_set_heat(struct vcpu *vcpu, unsigned entries)
+{
+	translator_of(vcpu)->heat = entries;
 }
 
 void translator_destroy(struct translator *t)

@@ -94,6 +94,10 @@ static bool address_possible(const struct item *item)
 		if (is_memory(o) && (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB || item->i.address_width == 16 ||
 		                     !(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
 			return false;
+		/* Zydis 4.0 reports R13D for SIB base 5 with mod 0 and REX.B behind 67h: there is no base (SDM 2A table 2-3). */
+		if (is_memory(o) && item->i.raw.modrm.mod == 0 && item->i.raw.modrm.rm == 4 &&
+		    item->i.raw.sib.base == 5 && o->mem.base != ZYDIS_REGISTER_NONE)
+			return false;
 	}
 	return true;
 }
@@ -113,7 +117,9 @@ static enum kind classify_branch(const struct item *item, enum kind direct, enum
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
 
-	if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR)
+	/* With 66h AMD processors truncate RIP. */
+	if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+	    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
 		return KIND_FALLBACK;
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
 		return direct;
@@ -154,7 +160,8 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	static const uint8_t map[16] = {0, 1, 2, 3, GUEST_RSP, 5, 6, 7, 8, S2, S2, S2, 12, 13, 14, 15};
 	uint8_t scrap[32];
 	struct emitter e = {.at = scrap, .end = scrap + sizeof(scrap)};
-	return rewrite_instruction(&e, &item->i, item->operand, bytes, map, S1) ? KIND_GENERIC : KIND_FALLBACK;
+	return rewrite_instruction(&e, &tr->own_decoder, &item->i, item->operand, bytes, map, S1) ? KIND_GENERIC
+	                                                                                          : KIND_FALLBACK;
 }
 
 static bool is_jcc(ZydisMnemonic m)
@@ -327,6 +334,23 @@ static uint32_t flags_wanted_after(struct translation *tr, const struct item *la
 	}
 }
 
+/* Vector registers or MXCSR (CVTSD2SI r32, m64 names no vector register). */
+static bool uses_vectors(const struct item *item)
+{
+	switch (item->i.meta.isa_ext) {
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSSE3:
+	case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_AVX:
+	case ZYDIS_ISA_EXT_AVX512EVEX:
+		return true;
+	default:
+		return item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512);
+	}
+}
+
 /* Decodes the block. False: nothing of it is worth it. */
 static bool first_pass(struct translation *tr)
 {
@@ -346,8 +370,7 @@ static bool first_pass(struct translation *tr)
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		offset += item->i.length;
 		tr->count++;
-		if (item->kind == KIND_GENERIC &&
-		    (item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512)))
+		if (item->kind == KIND_GENERIC && uses_vectors(item))
 			tr->vector = true;
 		if (ends_block(item->kind))
 			break;
@@ -512,6 +535,47 @@ static void lower_check(struct translation *tr, const struct item *item, unsigne
 	p->site = new_site(tr, item, size, write);
 }
 
+static void emit_set_rip(struct translation *tr, uint64_t rip)
+{
+	uint32_t abs = xabs(&tr->t->vcpu->state.rip);
+
+	if ((int64_t)rip == (int32_t)rip) {
+		emit_store_imm(&tr->e, true, abs, (int32_t)rip);
+	} else {
+		emit_move_imm64(&tr->e, S2, rip);
+		emit_store(&tr->e, S2, abs);
+	}
+}
+
+static void emit_set_argument(struct translation *tr, const volatile void *pointer)
+{
+	emit_move_imm64(&tr->e, S2, (uintptr_t)pointer);
+	emit_store(&tr->e, S2, xabs(&tr->t->exit_argument));
+}
+
+static void exit_to_slot(struct translation *tr, const struct insn *slot)
+{
+	flags_keep(tr, ALL_FLAGS);
+	emit_set_rip(tr, tr->rip);
+	emit_set_argument(tr, slot);
+	emit_jump_to(&tr->e, tr->t->exit_slot);
+}
+
+/* Leaves to the interpreter when S1 is not canonical. Flags have been kept; destroys S2. */
+static void check_canonical(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+
+	emit_move(e, S2, S1);
+	emit_shift_imm(e, 4, S2, 16); /* shl, sar */
+	emit_shift_imm(e, 7, S2, 16);
+	emit_op_reg(e, true, 0x39, S1, S2);
+	tr->in_register = false;
+	uint8_t *canonical = emit_jump_if(e, CC_E);
+	exit_to_slot(tr, item->slot);
+	emit_fix(e, canonical);
+}
+
 /* An explicit memory operand: host address in S1. */
 static void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                          bool write)
@@ -521,6 +585,8 @@ static void lower_memory(struct translation *tr, const struct item *item, const 
 	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS) {
 		enum segment_register segment = o->mem.segment == ZYDIS_REGISTER_FS ? SEG_FS : SEG_GS;
 
+		if (o->mem.base != ZYDIS_REGISTER_NONE || o->mem.index != ZYDIS_REGISTER_NONE)
+			check_canonical(tr, item); /* AMD: already before the base is added */
 		emit_op_abs(&tr->e, true, 0x03, S1, xabs(&tr->t->vcpu->state.segment[segment].base));
 	}
 	lower_check(tr, item, size, write);
@@ -595,7 +661,8 @@ static void translate_generic(struct translation *tr, const struct item *item)
 			written |= 1u << gpr;
 	}
 	new_site(tr, item, item->form->memory_size, item->form->writes_memory);
-	if (!rewrite_instruction(e, &item->i, item->operand, tr->block->bytes + item->offset, map, S1))
+	if (!rewrite_instruction(e, &tr->own_decoder, &item->i, item->operand, tr->block->bytes + item->offset, map,
+	                         S1))
 		tr->failed = true;
 	for (unsigned gpr = R9; gpr <= R11; gpr++)
 		if (written >> gpr & 1)
@@ -666,32 +733,6 @@ static void translate_leave(struct translation *tr, const struct item *item)
 }
 
 /* ---- exits ---- */
-
-static void emit_set_rip(struct translation *tr, uint64_t rip)
-{
-	uint32_t abs = xabs(&tr->t->vcpu->state.rip);
-
-	if ((int64_t)rip == (int32_t)rip) {
-		emit_store_imm(&tr->e, true, abs, (int32_t)rip);
-	} else {
-		emit_move_imm64(&tr->e, S2, rip);
-		emit_store(&tr->e, S2, abs);
-	}
-}
-
-static void emit_set_argument(struct translation *tr, const volatile void *pointer)
-{
-	emit_move_imm64(&tr->e, S2, (uintptr_t)pointer);
-	emit_store(&tr->e, S2, xabs(&tr->t->exit_argument));
-}
-
-static void exit_to_slot(struct translation *tr, const struct insn *slot)
-{
-	flags_keep(tr, ALL_FLAGS);
-	emit_set_rip(tr, tr->rip);
-	emit_set_argument(tr, slot);
-	emit_jump_to(&tr->e, tr->t->exit_slot);
-}
 
 static struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 {
@@ -841,14 +882,17 @@ static void translate_terminal(struct translation *tr, const struct item *item)
 		tr->in_register = false;
 		exit_indirect(tr, item, 0, 0);
 		break;
-	case KIND_CALL_INDIRECT:
+	case KIND_CALL_INDIRECT: {
 		flags_keep(tr, ALL_FLAGS);
 		translate_target(tr, item);
+		/* A target that is not canonical is the CALL's #GP, before it pushes. */
+		check_canonical(tr, item);
 		emit_store(e, S1, xabs(&tr->t->target));
 		translate_push_return(tr, item);
 		emit_load(e, S1, xabs(&tr->t->target));
 		exit_indirect(tr, item, 0, 8);
 		break;
+	}
 	case KIND_RET:
 		flags_keep(tr, ALL_FLAGS);
 		emit_move(e, S1, GUEST_RSP);

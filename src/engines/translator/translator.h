@@ -119,6 +119,7 @@ struct translator {
 	struct xsite *sites;
 	uint32_t site_count;
 	uint64_t flushes;
+	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
 	struct {
 		uint64_t blocks, bytes, instructions, fallbacks, slow, leaves, leaves_indirect, enters, failed;
