@@ -13,10 +13,9 @@ struct pair {
 
 static bool pair_can_send(struct net *net)
 {
-	struct pair *pair = net->data;
-	struct pair *other = pair->peer->data;
+	const struct pair *pair = net->data;
 
-	return other->incoming.count < PAIR_FRAMES;
+	return !pair->peer || ((const struct pair *)pair->peer->data)->incoming.count < PAIR_FRAMES;
 }
 
 static bool pair_send(struct net *net, const struct virtio_net_hdr *header, const struct iovec *iov, unsigned iov_count,
@@ -24,7 +23,7 @@ static bool pair_send(struct net *net, const struct virtio_net_hdr *header, cons
 {
 	struct net *peer = ((struct pair *)net->data)->peer;
 
-	if (!frame_queue_push(&((struct pair *)peer->data)->incoming, header, iov, iov_count, length))
+	if (!peer || !frame_queue_push(&((struct pair *)peer->data)->incoming, header, iov, iov_count, length))
 		return false;
 	net_kick(peer);
 	return true;
@@ -41,7 +40,9 @@ static void pair_deliver(struct net *net)
 	}
 	if (pair->incoming.count > 0 && net_input_ready(net))
 		net_kick(net);
-	if (pair->peer && pair->incoming.count < PAIR_FRAMES / 2)
+	if (!pair->peer)
+		net_set_link(net, false);
+	else if (pair->incoming.count < PAIR_FRAMES / 2)
 		net_writable(pair->peer);
 }
 
@@ -57,7 +58,7 @@ static void pair_close(struct net *net)
 
 	if (pair->peer) {
 		((struct pair *)pair->peer->data)->peer = NULL;
-		net_set_link(pair->peer, false);
+		net_kick(pair->peer);
 	}
 	frame_queue_clear(&pair->incoming);
 	free(pair);
