@@ -337,6 +337,15 @@ static int jcc_condition(const struct decoder *d)
 	return d->instruction.opcode & 15;
 }
 
+/* 70-7F and 0F 80-8F: Zydis files XBEGIN, XEND and Knights Corner's VEX-coded branches under conditional branches as well. */
+static bool is_jcc(const ZydisDecodedInstruction *i)
+{
+	if (i->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+		return false;
+	return (i->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT && (i->opcode & 0xf0) == 0x70) ||
+	       (i->opcode_map == ZYDIS_OPCODE_MAP_0F && (i->opcode & 0xf0) == 0x80);
+}
+
 static bool jcc_decode(struct decoder *d)
 {
 	unsigned bits = fast_bits(d);
@@ -458,8 +467,6 @@ bool control_decode(struct decoder *d)
 	case ZYDIS_MNEMONIC_JRCXZ:
 		return loop_decode(d, JCXZ);
 	default:
-		return i->meta.category == ZYDIS_CATEGORY_COND_BR && i->opcode_map <= ZYDIS_OPCODE_MAP_0F
-		           ? jcc_decode(d)
-		           : false;
+		return is_jcc(i) && jcc_decode(d);
 	}
 }

@@ -3,6 +3,7 @@
  * registers are elsewhere.
  */
 #include "engines/interpreter/decode.h"
+#include "x86/system.h"
 
 /* Register, register; register, immediate. */
 #define MOVE(bits)                                                                                                     \
@@ -338,6 +339,13 @@ bool move_decode(struct decoder *d)
 		}
 		return simple(d, nop);
 	case ZYDIS_MNEMONIC_NOP:
+		/* 0F 0D is PREFETCHW's opcode; with a register AMD's processors refuse it. */
+		if (d->vcpu->model && d->vcpu->model->amd && d->instruction.opcode_map == ZYDIS_OPCODE_MAP_0F &&
+		    d->instruction.opcode == 0x0d && d->instruction.raw.modrm.mod == 3) {
+			emit_invalid(d);
+			return true;
+		}
+		return simple(d, nop);
 	case ZYDIS_MNEMONIC_PREFETCH:
 	case ZYDIS_MNEMONIC_PREFETCHNTA:
 	case ZYDIS_MNEMONIC_PREFETCHT0:

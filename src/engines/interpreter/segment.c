@@ -107,6 +107,7 @@ static void far_jump(PARAMETERS)
 static void far_call(PARAMETERS)
 {
 	exact_enter(vcpu, insn, flags);
+	stack_check_alignment(vcpu, insn->b);
 	x86_far_call(vcpu, insn->base, (uint32_t)insn->displacement, insn->b, following_rip(vcpu, insn));
 	return leave_exact(vcpu, insn, true);
 }
@@ -120,9 +121,10 @@ static void far_memory(PARAMETERS, uint64_t linear)
 	slow_check(vcpu, insn, linear, size + 2);
 	uint64_t offset = mmu_read(vcpu, linear, size);
 	uint16_t selector = (uint16_t)mmu_read(vcpu, linear + size, 2);
-	if (insn->a)
+	if (insn->a) {
+		stack_check_alignment(vcpu, insn->b);
 		x86_far_call(vcpu, selector, offset, insn->b, following_rip(vcpu, insn));
-	else
+	} else
 		x86_far_jump(vcpu, selector, offset, insn->b, following_rip(vcpu, insn));
 	return leave_exact(vcpu, insn, true);
 }
@@ -130,6 +132,7 @@ static void far_memory(PARAMETERS, uint64_t linear)
 static void far_return(PARAMETERS)
 {
 	exact_enter(vcpu, insn, flags);
+	stack_check_alignment(vcpu, insn->b);
 	x86_far_return(vcpu, insn->b, (uint16_t)insn->displacement, following_rip(vcpu, insn));
 	return leave_exact(vcpu, insn, true);
 }
@@ -218,8 +221,12 @@ static void arpl_memory(PARAMETERS, uint64_t linear)
 
 	/* Written only when it changes, as on the silicon. */
 	uint16_t result = arpl_result((uint16_t)slow_read(vcpu, insn, linear, 2), REG16(insn->a), &adjusted);
-	if (adjusted)
+	if (adjusted) {
+		const struct segment *segment = &vcpu->state.segment[insn->b];
+		if ((segment->access & SEG_CODE) || !(segment->access & SEG_WRITABLE))
+			x86_raise(vcpu, VECTOR_GP);
 		mmu_write(vcpu, linear, 2, result);
+	}
 	set_zf(vcpu, adjusted);
 	EXACT_LEAVE;
 }
@@ -371,7 +378,8 @@ static bool arpl_decode(struct decoder *d)
 
 	if (is_memory(to)) {
 		emit(d, check_protected);
-		insn = emit_memory_at(d, to, 2, true, arpl_memory);
+		insn = emit_memory_at(d, to, 2, false, arpl_memory);
+		insn->b = (uint8_t)operand_segment(to);
 	} else {
 		insn = emit(d, arpl_register);
 		insn->b = (uint8_t)register_offset(to->reg.value);

@@ -39,6 +39,13 @@ void stack_write(struct vcpu *vcpu, uint64_t offset, unsigned size, uint64_t val
 	mmu_write(vcpu, stack_linear(vcpu, offset, size, true), size, value);
 }
 
+void stack_check_alignment(struct vcpu *vcpu, unsigned size)
+{
+	uint64_t base = cpu_64bit_code(&vcpu->state) ? 0 : vcpu->state.segment[SEG_SS].base;
+
+	check_alignment(vcpu, base + (stack_pointer(vcpu) & stack_mask(vcpu)), size);
+}
+
 void stack_set_pointer(struct vcpu *vcpu, uint64_t value)
 {
 	uint64_t mask = stack_mask(vcpu);

@@ -16,6 +16,9 @@ void stack_set_pointer(struct vcpu *vcpu, uint64_t value);
 /* The stack's address size as a mask. */
 uint64_t stack_mask(const struct vcpu *vcpu);
 
+/* #AC for transfers that push or pop `size` bytes at a time in x86/, which does not check alignment. */
+void stack_check_alignment(struct vcpu *vcpu, unsigned size);
+
 ALWAYS_INLINE uint64_t stack_pointer(const struct vcpu *vcpu)
 {
 	return vcpu->state.gpr[RSP];

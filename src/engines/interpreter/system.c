@@ -509,6 +509,7 @@ static void software(PARAMETERS)
 static void iret(PARAMETERS)
 {
 	exact_enter(vcpu, insn, flags);
+	stack_check_alignment(vcpu, insn->b);
 	x86_iret(vcpu, insn->b, following_rip(vcpu, insn));
 	return leave_exact(vcpu, insn, true);
 }
