@@ -90,11 +90,18 @@ void mmu_update_view(struct vcpu *vcpu)
 
 /* Invalidation. */
 
+static void begin_epoch(struct mmu *mmu, int kind, uint64_t linear)
+{
+	mmu->epoch++;
+	mmu->note[mmu->epoch % MMU_FLUSH_NOTES] =
+		(struct mmu_flush_note){.epoch = mmu->epoch, .linear = linear, .kind = kind};
+}
+
 static void flush_except(struct vcpu *vcpu, const uint64_t *keep)
 {
 	struct mmu *mmu = &vcpu->mmu;
 
-	mmu->epoch++;
+	begin_epoch(mmu, keep ? MMU_FLUSH_NONGLOBAL : MMU_FLUSH_ALL, 0);
 	vcpu->counters.tlb_flushes++;
 	for (unsigned word = 0; word < SLOT_WORDS; word++) {
 		uint64_t kept = keep ? keep[word] : 0;
@@ -121,7 +128,7 @@ void mmu_flush_page(struct vcpu *vcpu, uint64_t linear)
 {
 	struct mmu *mmu = &vcpu->mmu;
 
-	mmu->epoch++;
+	begin_epoch(mmu, MMU_FLUSH_PAGE, linear);
 	vcpu->counters.tlb_flushes++;
 	for (unsigned array = 0; array < MMU_VIEWS * MMU_ACCESSES; array++) {
 		unsigned slot = array * MMU_TLB_ENTRIES + mmu_tlb_index(linear);
@@ -579,4 +586,21 @@ void mmu_written(struct vcpu *vcpu, uint64_t linear, size_t length)
 	for (unsigned i = 0; i < count; i++)
 		if (piece[i].host)
 			note_written(vcpu, piece[i].physical);
+}
+
+static bool slot_bit(const struct vcpu *vcpu, const struct mmu_tlb_entry *entry, const uint64_t *map)
+{
+	uint64_t slot = (uint64_t)(entry - vcpu->mmu.tlb[0][0]);
+
+	return map[slot / 64] >> (slot % 64) & 1;
+}
+
+bool mmu_entry_global(const struct vcpu *vcpu, const struct mmu_tlb_entry *entry)
+{
+	return slot_bit(vcpu, entry, vcpu->mmu.global_map);
+}
+
+bool mmu_entry_large(const struct vcpu *vcpu, const struct mmu_tlb_entry *entry)
+{
+	return slot_bit(vcpu, entry, vcpu->mmu.large_map);
 }

@@ -36,6 +36,14 @@ struct mmu_tlb_entry {
 	uint8_t *page_flags; /* &memory_page_flags[physical >> 12] */
 };
 
+/* What an invalidation took away; for who caches more than the TLB does and wants to keep what stays valid. */
+struct mmu_flush_note {
+	uint64_t epoch; /* the one that it began */
+	uint64_t linear;
+	enum { MMU_FLUSH_ALL, MMU_FLUSH_NONGLOBAL, MMU_FLUSH_PAGE } kind;
+};
+#define MMU_FLUSH_NOTES 16
+
 struct mmu {
 	struct mmu_tlb_entry (*tlb)[MMU_ACCESSES][MMU_TLB_ENTRIES]; /* [view][access][index]; allocated by mmu_create */
 	enum mmu_view view;                                         /* of explicit accesses now; see mmu_update_view */
@@ -44,6 +52,8 @@ struct mmu {
 	uint64_t last_flush_generation;
 	/* Moves with every invalidation: whoever caches more than the TLB does (chained code, say) compares it. */
 	uint64_t epoch;
+	/* The note of epoch n is at n % MMU_FLUSH_NOTES, if its epoch says so; others moved the epoch without one: then all is void. */
+	struct mmu_flush_note note[MMU_FLUSH_NOTES];
 	uint64_t *valid_map,
 	    *large_map; /* private, as global_map: which entries are in use, which are pieces of large pages */
 	bool has_large;
@@ -124,3 +134,6 @@ static inline unsigned mmu_tlb_index(uint64_t linear)
  * `physical` (may be NULL) receives the byte's guest-physical address in any case.
  */
 struct mmu_tlb_entry *mmu_entry(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, uint64_t *physical);
+/* Did this entry come from a global page, and from a large one? (SDM 3A 4.10.2.4) */
+bool mmu_entry_global(const struct vcpu *vcpu, const struct mmu_tlb_entry *entry);
+bool mmu_entry_large(const struct vcpu *vcpu, const struct mmu_tlb_entry *entry);

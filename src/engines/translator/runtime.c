@@ -26,21 +26,70 @@ static struct translator *translator_of(struct vcpu *vcpu)
 
 /* ---- the caches that translated code looks into ---- */
 
+static void empty_entry(struct translator *t, unsigned view, unsigned write, unsigned n)
+{
+	t->tlb[view][write][n].tag = ((uint64_t)n ^ 1) << 12;
+	t->tlb_kind[view][write][n] = 0;
+}
+
 static void empty_tlb(struct translator *t, bool writes_only)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		for (unsigned write = writes_only; write < 2; write++)
-			for (unsigned n = 0; n < XTLB_ENTRIES; n++)
-				t->tlb[view][write][n].tag = ((uint64_t)n ^ 1) << 12;
+		for (unsigned write = writes_only; write < 2; write++) {
+			for (unsigned n = 0; t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
+				empty_entry(t, view, write, n);
+			t->tlb_used[view][write] = false;
+		}
+	if (!writes_only)
+		t->large_low = 0;
 }
 
-static void empty_targets(struct translator *t)
+static void empty_nonglobal(struct translator *t)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		for (unsigned n = 0; n < XJUMP_SIZE; n++)
-			t->jump_rip[view][n] =
-			    ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
-	memset(t->page_key, 0xff, sizeof(t->page_key));
+		for (unsigned write = 0; write < 2; write++)
+			for (unsigned n = 0; t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
+				if (!(t->tlb_kind[view][write][n] & XKIND_GLOBAL))
+					empty_entry(t, view, write, n);
+}
+
+static void empty_targets(struct translator *t, unsigned view)
+{
+	if (!t->code_used[view])
+		return;
+	for (unsigned n = 0; n < XJUMP_SIZE; n++)
+		t->jump_rip[view][n] =
+		    ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
+	memset(t->page_key[view], 0xff, sizeof(t->page_key[view]));
+	t->code_used[view] = t->code_not_global[view] = false;
+}
+
+static void empty_all(struct translator *t)
+{
+	empty_tlb(t, false);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		empty_targets(t, view);
+}
+
+/* INVLPG: one page; all pieces of large pages in its GiB (as mmu_flush_page does). */
+static void empty_page(struct translator *t, uint64_t linear)
+{
+	bool large = linear >> 63 || t->large_low;
+
+	for (unsigned view = 0; view < MMU_VIEWS; view++) {
+		if (t->code_used[view] && (large || t->page_key[view][linear >> 12 & (XPAGE_SIZE - 1)] != UINT64_MAX))
+			empty_targets(t, view);
+		for (unsigned write = 0; write < 2; write++) {
+			unsigned n = linear >> 12 & (XTLB_ENTRIES - 1);
+
+			if (t->tlb[view][write][n].tag == (linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1)))
+				empty_entry(t, view, write, n);
+			for (n = 0; large && t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
+				if ((t->tlb_kind[view][write][n] & XKIND_LARGE) &&
+				    !((t->tlb[view][write][n].tag ^ linear) >> 30))
+					empty_entry(t, view, write, n);
+		}
+	}
 }
 
 void translator_flush(struct translator *t)
@@ -54,7 +103,8 @@ void translator_flush(struct translator *t)
 		free(t->blocks);
 		t->blocks = next;
 	}
-	empty_targets(t);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		empty_targets(t, view);
 }
 
 void translator_page_watched(struct translator *t)
@@ -78,14 +128,40 @@ void translator_page_watched(struct translator *t)
 	}
 }
 
-/* After anything that may have changed translations. */
+/* After anything that may have changed translations: does what the notes of the TLB's invalidations say. */
 static void catch_up(struct translator *t)
 {
-	if (t->epoch == t->vcpu->mmu.epoch)
-		return;
-	t->epoch = t->vcpu->mmu.epoch;
-	empty_tlb(t, false);
-	empty_targets(t);
+	const struct mmu *mmu = &t->vcpu->mmu;
+
+	if (mmu->epoch - t->epoch > MMU_FLUSH_NOTES) {
+		empty_all(t);
+		t->epoch = mmu->epoch;
+	}
+	while (t->epoch != mmu->epoch) {
+		const struct mmu_flush_note *note = &mmu->note[++t->epoch % MMU_FLUSH_NOTES];
+
+		if (note->epoch != t->epoch || note->kind == MMU_FLUSH_ALL) {
+			empty_all(t);
+		} else if (note->kind == MMU_FLUSH_NONGLOBAL) {
+			empty_nonglobal(t);
+			for (unsigned view = 0; view < MMU_VIEWS; view++)
+				if (t->code_not_global[view])
+					empty_targets(t, view);
+		} else {
+			empty_page(t, note->linear);
+		}
+	}
+}
+
+/* Translated code may be reached at `rip` through the caches of `view` from now on; they last as long as its page. */
+static void note_code_page(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
+{
+	const struct mmu_tlb_entry *entry = mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL);
+
+	t->code_used[view] = true;
+	if (!entry || !mmu_entry_global(t->vcpu, entry))
+		t->code_not_global[view] = true;
+	t->page_key[view][rip >> 12 & (XPAGE_SIZE - 1)] = xpage_key(rip, physical);
 }
 
 /* ---- entering ---- */
@@ -253,7 +329,7 @@ void translator_to_link(PARAMETERS)
 		catch_up(t);
 		link->host = link->entry_a ? xblock->entry_a : xblock->entry_b;
 		link->key = xpage_key(link->rip, block->physical);
-		t->page_key[xblock->view][link->rip >> 12 & (XPAGE_SIZE - 1)] = link->key;
+		note_code_page(t, xblock->view, link->rip, block->physical);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -281,6 +357,7 @@ void translator_to_address(PARAMETERS)
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock) {
 		catch_up(t);
+		note_code_page(t, xblock->view, rip, block->physical);
 		t->jump_rip[xblock->view][rip & (XJUMP_SIZE - 1)] = rip;
 		t->jump_host[xblock->view][rip & (XJUMP_SIZE - 1)] = xblock->entry_b;
 	}
@@ -337,6 +414,11 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)];
 	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 	own->host = entry->host + own->tag;
+	uint8_t kind =
+	    (mmu_entry_global(vcpu, entry) ? XKIND_GLOBAL : 0) | (mmu_entry_large(vcpu, entry) ? XKIND_LARGE : 0);
+	t->tlb_kind[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)] = kind;
+	t->tlb_used[vcpu->mmu.view][site->write] = true;
+	t->large_low += (kind & XKIND_LARGE) && !(linear >> 63);
 	vcpu->executing = NULL;
 	return entry->host + linear;
 }
@@ -411,6 +493,8 @@ struct translator *translator_create(struct vcpu *vcpu)
 	}
 	t->arena_start = t->arena.write + t->arena.used;
 	t->epoch = vcpu->mmu.epoch;
+	memset(t->tlb_used, true, sizeof(t->tlb_used));
+	memset(t->code_used, true, sizeof(t->code_used));
 	empty_tlb(t, false);
 	translator_flush(t);
 	return t;

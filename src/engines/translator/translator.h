@@ -39,9 +39,11 @@
 #define XTLB_ENTRIES (1u << XTLB_BITS)
 #define XJUMP_BITS   11
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
-#define XPAGE_SIZE   512u
+#define XPAGE_SIZE   2048u
 #define XLINKS_MAX   (1u << 18)
 #define XSITES_MAX   (1u << 20)
+#define XKIND_GLOBAL 1u
+#define XKIND_LARGE  2u
 #define XHEAT        24
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 
@@ -83,7 +85,10 @@ struct translation;
 
 struct translator {
 	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
-	uint64_t jump_rip[MMU_VIEWS][XJUMP_SIZE];          /* indirect targets; 1: empty */
+	uint8_t tlb_kind[MMU_VIEWS][2][XTLB_ENTRIES];      /* XKIND_*: what the entry's page is */
+	unsigned large_low; /* entries of large pages in the lower half of linear space */
+	bool tlb_used[MMU_VIEWS][2], code_used[MMU_VIEWS], code_not_global[MMU_VIEWS];
+	uint64_t jump_rip[MMU_VIEWS][XJUMP_SIZE]; /* indirect targets; 1: empty */
 	const uint8_t *jump_host[MMU_VIEWS][XJUMP_SIZE];
 	uint64_t page_key[MMU_VIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 
