@@ -25,8 +25,8 @@ struct bench {
 	char path[64];
 };
 
-static const uint64_t modes[] = {0, VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_PACKED,
-                                 VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET};
+static const uint64_t modes[] = {0, VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_INDIRECT_DESC, VIRTIO_FEATURE_RING_PACKED,
+                                 VIRTIO_FEATURE_RING_PACKED | VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_RING_RESET};
 #define ALL_FEATURES 0x7a44ull
 
 static struct bench *bench_make(bool readonly, unsigned queues)

@@ -24,8 +24,8 @@ struct bench {
 	struct virtio_net_hdr header[FRAMES];
 };
 
-static const uint64_t modes[] = {0, VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_PACKED,
-                                 VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET};
+static const uint64_t modes[] = {0, VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_INDIRECT_DESC, VIRTIO_FEATURE_RING_PACKED,
+                                 VIRTIO_FEATURE_RING_PACKED | VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_RING_RESET};
 #define CONTROL_FEATURES                                                                                               \
 	(NET_FEATURE_CTRL_VQ | NET_FEATURE_CTRL_RX | NET_FEATURE_CTRL_RX_EXTRA | NET_FEATURE_CTRL_VLAN |               \
 	 NET_FEATURE_CTRL_MAC_ADDR | NET_FEATURE_CTRL_OFFLOADS | NET_FEATURE_GUEST_CSUM)

@@ -116,8 +116,8 @@ static void bench_free(struct bench *bench)
 	free(bench);
 }
 
-static const uint64_t modes[] = {0, VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_PACKED,
-                                 VIRTIO_F_RING_PACKED | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_RESET};
+static const uint64_t modes[] = {0, VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_INDIRECT_DESC, VIRTIO_FEATURE_RING_PACKED,
+                                 VIRTIO_FEATURE_RING_PACKED | VIRTIO_FEATURE_EVENT_IDX | VIRTIO_FEATURE_RING_RESET};
 
 static void echo_once(struct driver_rig *rig, unsigned queue, uint64_t value)
 {
@@ -336,7 +336,7 @@ static void test_queue_reset(void **context)
 	uint32_t written;
 
 	for (unsigned packed = 0; packed < 2; packed++) {
-		driver_start(rig, VIRTIO_F_RING_RESET | (packed ? VIRTIO_F_RING_PACKED : 0), 8);
+		driver_start(rig, VIRTIO_FEATURE_RING_RESET | (packed ? VIRTIO_FEATURE_RING_PACKED : 0), 8);
 		bench->echo.hold = true;
 		driver_send(rig, 0, &buffer, 1);
 		driver_settle(rig);

@@ -70,6 +70,9 @@ struct driver_rig {
 	uint64_t heap;
 	uint64_t features;
 	_Atomic unsigned messages[VIRTIO_QUEUES_MAX + 1]; /* vector 0: configuration, n + 1: queue n */
+	int turn_fd;                                      /* driver_settle()'s */
+	struct event_source *turn_source;
+	_Atomic unsigned turns;
 	_Atomic unsigned pin_rises;
 	bool pin;
 };

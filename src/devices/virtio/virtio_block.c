@@ -389,7 +389,8 @@ int virtio_block_init(struct virtio_block *block, const struct virtio_host *host
 	block->disk = options->disk;
 	block->readonly = options->readonly;
 	if (options->serial)
-		memcpy(block->serial, options->serial, strnlen(options->serial, sizeof block->serial)); /* padded with zeros */
+		memcpy(block->serial, options->serial,
+		       strnlen(options->serial, sizeof block->serial)); /* padded with zeros */
 	fill_config(block, options->queues);
 	return virtio_device_init(&block->device, &ops, host, instance, features, options->queues, sizes, block->config,
 	                          sizeof block->config);

@@ -12,7 +12,8 @@
 #include "machine/state.h"
 
 #define RING_FEATURES                                                                                                  \
-	(VIRTIO_F_VERSION_1 | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX | VIRTIO_F_RING_PACKED | VIRTIO_F_RING_RESET)
+	(VIRTIO_FEATURE_VERSION_1 | VIRTIO_FEATURE_INDIRECT_DESC | VIRTIO_FEATURE_EVENT_IDX |                          \
+	 VIRTIO_FEATURE_RING_PACKED | VIRTIO_FEATURE_RING_RESET)
 
 /* Bits that the driver sets freely. */
 #define STATUS_SIMPLE (VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FAILED)
@@ -191,9 +192,9 @@ static void queue_start(struct virtio_queue *queue)
 	    .descriptors = queue->descriptors,
 	    .driver = queue->driver_area,
 	    .device = queue->device_area,
-	    .packed = virtio_has(device, VIRTIO_F_RING_PACKED),
-	    .event_index = virtio_has(device, VIRTIO_F_EVENT_IDX),
-	    .indirect = virtio_has(device, VIRTIO_F_INDIRECT_DESC),
+	    .packed = virtio_has(device, VIRTIO_FEATURE_RING_PACKED),
+	    .event_index = virtio_has(device, VIRTIO_FEATURE_EVENT_IDX),
+	    .indirect = virtio_has(device, VIRTIO_FEATURE_INDIRECT_DESC),
 	};
 
 	queue->live = true;
@@ -251,7 +252,7 @@ static bool features_acceptable(struct virtio_device *device)
 {
 	uint64_t features = atomic_load(&device->features);
 
-	return !(features & ~device->offered) && features & VIRTIO_F_VERSION_1 &&
+	return !(features & ~device->offered) && features & VIRTIO_FEATURE_VERSION_1 &&
 	       (!device->ops->features_ok || device->ops->features_ok(device, features));
 }
 
@@ -306,7 +307,8 @@ bool virtio_queue_writable(const struct virtio_queue *queue)
 
 	if (queue->enabled || resetting(device))
 		return false;
-	return !(atomic_load(&device->status) & VIRTIO_STATUS_DRIVER_OK) || virtio_has(device, VIRTIO_F_RING_RESET);
+	return !(atomic_load(&device->status) & VIRTIO_STATUS_DRIVER_OK) ||
+	       virtio_has(device, VIRTIO_FEATURE_RING_RESET);
 }
 
 void virtio_queue_enable(struct virtio_queue *queue)
@@ -330,7 +332,7 @@ void virtio_queue_reset(struct virtio_queue *queue)
 {
 	struct virtio_device *device = queue->device;
 
-	if (!virtio_has(device, VIRTIO_F_RING_RESET) || !queue->enabled || resetting(device))
+	if (!virtio_has(device, VIRTIO_FEATURE_RING_RESET) || !queue->enabled || resetting(device))
 		return;
 	virtio_enter(device);
 	queue_stop(queue);

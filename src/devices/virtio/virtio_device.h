@@ -42,11 +42,11 @@
 #define VIRTIO_STATUS_NEEDS_RESET 0x40
 #define VIRTIO_STATUS_FAILED      0x80
 
-#define VIRTIO_F_INDIRECT_DESC (1ull << 28)
-#define VIRTIO_F_EVENT_IDX     (1ull << 29)
-#define VIRTIO_F_VERSION_1     (1ull << 32)
-#define VIRTIO_F_RING_PACKED   (1ull << 34)
-#define VIRTIO_F_RING_RESET    (1ull << 40)
+#define VIRTIO_FEATURE_INDIRECT_DESC (1ull << 28)
+#define VIRTIO_FEATURE_EVENT_IDX     (1ull << 29)
+#define VIRTIO_FEATURE_VERSION_1     (1ull << 32)
+#define VIRTIO_FEATURE_RING_PACKED   (1ull << 34)
+#define VIRTIO_FEATURE_RING_RESET    (1ull << 40)
 
 struct event_loop;
 struct event_source;

@@ -232,7 +232,7 @@ static void queue_write(struct virtio_pci *pci, unsigned reg, uint32_t value)
 		return;
 	switch (reg) {
 	case COMMON_QUEUE_SIZE:
-		packed = virtio_has(pci->device, VIRTIO_F_RING_PACKED);
+		packed = virtio_has(pci->device, VIRTIO_FEATURE_RING_PACKED);
 		if (value && value <= queue->size_max && (packed || !(value & (value - 1))))
 			queue->size = value;
 		break;
