@@ -9,8 +9,8 @@
 #define WHY_SIZE 256
 
 const struct engine *const engines[] = {
-    &engine_interpreter,
     &engine_translator,
+    &engine_interpreter,
     NULL,
 };
 
