@@ -1,0 +1,280 @@
+; The local APIC's timer: one-shot, periodic, TSC deadline; divider, counts, masking, HLT (SDM 3A 10.5.4).
+%define GUEST "lapic_timer"
+%define GUEST_BITS 64
+%include "guest.inc"
+%include "interrupts.inc"
+
+V	equ 0x60
+LVT	equ 0x320
+INITIAL	equ 0x380
+CURRENT	equ 0x390
+DIVIDE	equ 0x3e0
+
+guest_main:
+	call	apic_enable
+	HOOK	V, irq_apic
+	call	count
+	call	one_shot
+	call	periodic
+	call	deadline
+	ret
+
+count:
+	; Divide by 16, masked: it counts down, stops at 0.
+	LAPIC_WRITE DIVIDE, 3
+	LAPIC_READ eax, DIVIDE
+	CHECK	rax, 3
+	LAPIC_WRITE LVT, 0x10000 | V
+	LAPIC_WRITE INITIAL, 0xffffffff
+	LAPIC_READ ebx, CURRENT
+	mov	ecx, 10
+	call	delay_ms
+	LAPIC_READ edx, CURRENT
+	cmp	edx, ebx
+	HOLDS	b, "the count goes down"
+	sub	ebx, edx			; ticks in 10 ms, divided by 16
+	mov	[ticks], ebx
+	LAPIC_READ eax, INITIAL
+	CHECK32	eax, 0xffffffff
+	; Half the divider: twice as fast (the host may disturb a bit).
+	LAPIC_WRITE DIVIDE, 0xb			; by 1
+	LAPIC_WRITE INITIAL, 0xffffffff
+	LAPIC_READ ebx, CURRENT
+	mov	ecx, 10
+	call	delay_ms
+	LAPIC_READ edx, CURRENT
+	sub	ebx, edx
+	mov	eax, [ticks]
+	shl	eax, 3
+	cmp	ebx, eax
+	HOLDS	a, "divider 1 is faster than 16 by 8 at least"
+	; Initial count 0 stops it.
+	LAPIC_WRITE INITIAL, 0
+	LAPIC_READ eax, CURRENT
+	CHECK	rax, 0
+	; A count that ran out stays 0.
+	LAPIC_WRITE INITIAL, 100
+	mov	ecx, 5
+	call	delay_ms
+	LAPIC_READ eax, CURRENT
+	CHECK	rax, 0
+	; Writes to the current count do nothing.
+	LAPIC_WRITE CURRENT, 55
+	LAPIC_READ eax, CURRENT
+	CHECK	rax, 0
+	ret
+
+one_shot:
+	LAPIC_WRITE DIVIDE, 3
+	LAPIC_WRITE LVT, V
+	call	irq_forget
+	sti
+	mov	eax, [ticks]
+	LAPIC_WRITE INITIAL, eax		; 10 ms
+	WAIT_UNTIL e, cmp dword [IRQ_COUNT(V)], 1
+	mov	ecx, 30
+	call	delay_ms
+	CHECK32	[IRQ_COUNT(V)], 1
+	; HLT until it comes.
+	call	irq_forget
+	cli
+	LAPIC_WRITE INITIAL, eax
+	sti
+	hlt
+	cli
+	CHECK32	[IRQ_COUNT(V)], 1
+	; Masked when it runs out: nothing is remembered.
+	call	irq_forget
+	LAPIC_WRITE LVT, 0x10000 | V
+	LAPIC_WRITE INITIAL, 1000
+	mov	ecx, 5
+	call	delay_ms
+	LAPIC_WRITE LVT, V
+	sti
+	mov	ecx, 5
+	call	delay_ms
+	cli
+	CHECK32	[IRQ_COUNT(V)], 0
+	; Written again while it runs: it starts anew.
+	mov	eax, [ticks]
+	sti
+	LAPIC_WRITE INITIAL, eax
+	mov	ebx, 5
+.again:
+	mov	ecx, 2
+	call	delay_ms
+	mov	edx, eax
+	shl	edx, 3				; 80 ms
+	LAPIC_WRITE INITIAL, edx
+	dec	ebx
+	jnz	.again
+	cli
+	; (10 ms were never over, unless the host slept; then one came.)
+	cmp	dword [IRQ_COUNT(V)], 1
+	HOLDS	be, "restarted one-shot"
+	LAPIC_WRITE INITIAL, 0
+	; IRR while IF is clear.
+	call	irq_forget
+	LAPIC_WRITE INITIAL, 100
+	mov	ecx, 5
+	call	delay_ms
+	LAPIC_READ eax, 0x200 + (V / 32) * 0x10
+	CHECK_BITS eax, 1 << (V % 32), 1 << (V % 32)
+	sti
+	nop
+	nop
+	cli
+	CHECK32	[IRQ_COUNT(V)], 1
+	ret
+
+periodic:
+	call	irq_forget
+	LAPIC_WRITE LVT, 0x20000 | V
+	mov	eax, [ticks]
+	LAPIC_WRITE INITIAL, eax		; 100 Hz
+	sti
+.halt:
+	hlt
+	cmp	dword [IRQ_COUNT(V)], 10
+	jb	.halt
+	call	check_passed
+	; The rate, by the 8254: 300 ms.
+	call	irq_forget
+	mov	ecx, 300
+	call	delay_ms
+	mov	eax, [IRQ_COUNT(V)]
+	cmp	eax, 25
+	HOLDS	ae, "periodic interrupts in 300 ms"
+	; The count is loaded again and again.
+	mov	ebp, 100
+.count:	LAPIC_READ eax, CURRENT
+	cmp	eax, [ticks]
+	HOLDS	be, "periodic count"
+	dec	ebp
+	jnz	.count
+	LAPIC_WRITE INITIAL, 0
+	cli
+	call	irq_forget
+	sti
+	mov	ecx, 30
+	call	delay_ms
+	cli
+	CHECK32	[IRQ_COUNT(V)], 0
+	LAPIC_WRITE LVT, 0x10000
+	ret
+
+deadline:
+	mov	eax, 1
+	cpuid
+	bt	ecx, 24
+	jc	.have
+	PRINT	GUEST, ": no TSC deadline", 10
+	ret
+.have:
+	; Outside deadline mode the MSR reads 0 and writes vanish.
+	LAPIC_WRITE LVT, V
+	WRMSR_	MSR_TSC_DEADLINE, 0, 0x7fffffff
+	RDMSR_	MSR_TSC_DEADLINE
+	CHECK	rax, 0
+	CHECK	rdx, 0
+	; How many TSC ticks 10 ms have.
+	rdtsc
+	mov	ebx, eax
+	mov	ecx, 10
+	call	delay_ms
+	rdtsc
+	sub	eax, ebx
+	mov	[tsc_ticks], eax
+	call	irq_forget
+	LAPIC_WRITE LVT, 0x40000 | V
+	mfence
+	; The initial count does nothing in this mode.
+	LAPIC_WRITE INITIAL, 1000
+	LAPIC_READ eax, CURRENT
+	CHECK	rax, 0
+	sti
+	rdtsc
+	add	eax, [tsc_ticks]
+	adc	edx, 0
+	mov	r12d, eax
+	mov	r13d, edx
+	mov	ecx, MSR_TSC_DEADLINE
+	wrmsr
+	WAIT_UNTIL e, cmp dword [IRQ_COUNT(V)], 1
+	rdtsc
+	shl	rdx, 32
+	or	rdx, rax
+	shl	r13, 32
+	or	r13, r12
+	cmp	rdx, r13
+	HOLDS	ae, "not before the deadline"
+	RDMSR_	MSR_TSC_DEADLINE			; 0 after it fired
+	or	eax, edx
+	CHECK	rax, 0
+	; Far away: it reads back; 0 disarms.
+	rdtsc
+	add	edx, 0x1000
+	mov	ebx, edx
+	mov	ecx, MSR_TSC_DEADLINE
+	wrmsr
+	rdmsr
+	CHECK	rdx, rbx
+	xor	eax, eax
+	xor	edx, edx
+	wrmsr
+	rdmsr
+	or	eax, edx
+	CHECK	rax, 0
+	; In the past: at once.
+	call	irq_forget
+	WRMSR_	MSR_TSC_DEADLINE, 1
+	WAIT_UNTIL e, cmp dword [IRQ_COUNT(V)], 1
+	; Armed, then disarmed: never.
+	call	irq_forget
+	rdtsc
+	mov	ebx, [tsc_ticks]
+	add	eax, ebx
+	adc	edx, 0
+	add	eax, ebx
+	adc	edx, 0
+	mov	ecx, MSR_TSC_DEADLINE
+	wrmsr
+	xor	eax, eax
+	xor	edx, edx
+	wrmsr
+	mov	ecx, 40
+	call	delay_ms
+	cmp	dword [IRQ_COUNT(V)], 0
+	HOLDS	e, "disarmed deadline"
+	; HLT and deadline, several times.
+	cli
+	call	irq_forget
+	mov	ebp, 10
+.halt:
+	rdtsc
+	add	eax, [tsc_ticks]
+	adc	edx, 0
+	mov	ecx, MSR_TSC_DEADLINE
+	wrmsr
+	sti
+	hlt
+	cli
+	dec	ebp
+	jnz	.halt
+	CHECK32	[IRQ_COUNT(V)], 10
+	; A change of the TSC moves the deadline.
+	rdtsc
+	add	edx, 0x1000
+	mov	ecx, MSR_TSC_DEADLINE
+	wrmsr
+	call	irq_forget
+	sti
+	WRMSR_	MSR_TSC, 0, 0x7fff0000
+	WAIT_UNTIL e, cmp dword [IRQ_COUNT(V)], 1
+	cli
+	LAPIC_WRITE LVT, 0x10000
+	ret
+
+section .data
+ticks:	dd 0
+tsc_ticks: dd 0
