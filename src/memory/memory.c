@@ -5,6 +5,7 @@
 #include "memory/memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/membarrier.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -158,6 +159,24 @@ int memory_fill(struct memory *memory, uint64_t physical, uint8_t value, uint64_
 		return -EFAULT;
 	memset(p, value, length);
 	memory_written(memory, physical, length);
+	return 0;
+}
+
+int memory_discard(struct memory *memory, uint64_t physical, uint64_t length)
+{
+	const uint64_t mask = MEMORY_PAGE_SIZE - 1;
+
+	if (!length)
+		return 0;
+	if (!memory_pointer(memory, physical, length))
+		return -EFAULT;
+	uint64_t start = (physical + mask) & ~mask, end = (physical + length) & ~mask;
+	if (start >= end)
+		return 0;
+	uint64_t offset = start < memory->low_size ? start : memory->low_size + (start - MEMORY_HIGH_BASE);
+	if (fallocate(memory->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)(end - start)) < 0)
+		return -errno;
+	memory_written(memory, start, end - start);
 	return 0;
 }
 

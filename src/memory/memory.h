@@ -81,6 +81,11 @@ static inline bool memory_is_ram(const struct memory *memory, uint64_t physical)
 int memory_read(const struct memory *memory, uint64_t physical, void *buffer, uint64_t length);
 int memory_write(struct memory *memory, uint64_t physical, const void *buffer, uint64_t length);
 int memory_fill(struct memory *memory, uint64_t physical, uint8_t value, uint64_t length);
+/*
+ * Gives the whole pages in the range back to the host; they read as zeros from now on, and are given again when touched. 0, or -EFAULT when
+ * any byte is not RAM, or -errno of the host's. Any thread.
+ */
+int memory_discard(struct memory *memory, uint64_t physical, uint64_t length);
 
 /* Sets PAGE_CODE on a RAM page (see above) and returns the generation that code decoded from now on has. Any thread. */
 uint32_t memory_watch_code(struct memory *memory, uint64_t physical);
