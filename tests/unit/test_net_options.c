@@ -153,7 +153,7 @@ static void complaints(void **state)
 	    {"user,mac=52:54:00:12:34", "ring3: mac 52:54:00:12:34: not six bytes like 52:54:00:12:34:56"},
 	    {"user,mac=52:54:00:12:34:567", "ring3: mac 52:54:00:12:34:567: not six bytes like 52:54:00:12:34:56"},
 	    {"user,mac=", "ring3: mac : not six bytes like 52:54:00:12:34:56"},
-	    {"user,mtu=67", "ring3: --net user: mtu=67: not 68 to 65521"},
+	    {"user,mtu=67", "ring3: --net user: mtu=67: not 576 to 65521"},
 	    {"user,queues=9", "ring3: --net user: queues=9: not 1 to 8"},
 	    {"user,queues=0", "ring3: --net user: queues=0: not 1 to 8"},
 	};

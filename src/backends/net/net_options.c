@@ -14,7 +14,7 @@
 #include "host/log.h"
 
 #define TOKEN_MAX 256
-#define MTU_MIN   68    /* RFC 791 */
+#define MTU_MIN   576   /* what everybody takes, RFC 791 3.1 */
 #define MTU_MAX   65521 /* what libslirp takes */
 
 /* Where an error is, for its message. */

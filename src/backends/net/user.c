@@ -10,14 +10,12 @@
  * device takes no frames its sockets rest: TCP peers then wait, as their windows are full.
  *
  * libslirp's wire is as wide as an IP packet may be (its MTU and MRU are 65521), because every packet costs much more
- * than every byte: the driver's large TCP packets go in as they are. For the other direction the maximum segment size
- * in the driver's SYN is raised, if the driver takes large packets and if it names its wire's full size (a smaller one
- * means a narrower road behind it), and large packets come out, marked to be cut.
+ * than every byte: the driver's large TCP packets go in as they are, and large ones come out, marked to be cut for the
+ * driver's own wire. What goes in has passed slirp_guard.h.
  */
 #include <arpa/inet.h>
 #include <errno.h>
-#include <net/ethernet.h>
-#include <stdatomic.h>
+#include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +28,7 @@
 
 #include "backends/net/frame_queue.h"
 #include "backends/net/net_private.h"
+#include "backends/net/slirp_guard.h"
 #include "host/log.h"
 
 #define WIRE_MTU      65521 /* libslirp's largest */
@@ -37,10 +36,6 @@
 #define OUTGOING_REST (1u << 20) /* bytes waiting for the device, from which on the sockets rest */
 #define OUTGOING_MAX  (4u << 20) /* ... from which on frames are lost */
 #define READY_EVENTS  64
-#define TCP_SYN       0x02
-#define TCP_OPT_EOL   0
-#define TCP_OPT_NOP   1
-#define TCP_OPT_MSS   2
 
 struct watched_fd {
 	uint32_t events, ready; /* EPOLL...; in our epoll exactly if events is not 0 */
@@ -71,6 +66,7 @@ struct user {
 	unsigned round;
 	bool resting;
 	struct frame_queue outgoing;
+	struct slirp_guard guard;
 	unsigned mtu; /* of the driver's side */
 };
 
@@ -375,29 +371,28 @@ static void mark_outgoing(struct user *user, struct queued_frame *frame)
 {
 	struct virtio_net_hdr *header = &frame->header;
 	struct offload_packet packet;
-	size_t headers;
+	size_t size;
+	uint8_t kind;
 
 	header->flags = VIRTIO_NET_HDR_F_DATA_VALID;
-	if (!offload_parse(&packet, frame->data, frame->length) || packet.fragment ||
-	    frame->length - packet.network <= user->mtu)
+	if (!offload_parse(&packet, frame->data, frame->length) || packet.fragment)
 		return;
 	if (packet.protocol == IPPROTO_TCP) {
-		headers = (size_t)packet.payload - packet.network;
-		header->gso_type = packet.version == 4 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
-	} else if (packet.protocol == IPPROTO_UDP) {
-		headers = (size_t)packet.transport - packet.network + (packet.version == 6 ? 8 : 0);
-		header->gso_type = VIRTIO_NET_HDR_GSO_UDP;
+		size = slirp_guard_segment(&user->guard, &packet, frame->data, user->mtu);
+		if (frame->length - packet.payload <= size)
+			return;
+		kind = packet.version == 4 ? VIRTIO_NET_HDR_GSO_TCPV4 : VIRTIO_NET_HDR_GSO_TCPV6;
+	} else if (packet.protocol == IPPROTO_UDP && frame->length - packet.network > user->mtu) {
+		size = user->mtu - (packet.transport - packet.network) - (packet.version == 6 ? 8u : 0);
+		size &= ~(size_t)7;
+		kind = VIRTIO_NET_HDR_GSO_UDP;
 	} else {
 		return;
 	}
-	if (user->mtu < headers + OFFLOAD_SEGMENT_MIN ||
-	    !offload_request_checksum(header, frame->data, frame->length)) {
-		header->gso_type = VIRTIO_NET_HDR_GSO_NONE;
+	if (size < OFFLOAD_SEGMENT_MIN || !offload_request_checksum(header, frame->data, frame->length))
 		return;
-	}
-	header->gso_size = (uint16_t)(user->mtu - headers);
-	if (header->gso_type == VIRTIO_NET_HDR_GSO_UDP)
-		header->gso_size &= (uint16_t)~7u;
+	header->gso_type = kind;
+	header->gso_size = (uint16_t)size;
 }
 
 static void deliver_outgoing(struct net *net)
@@ -445,76 +440,19 @@ static void time_out(void *owner, uint32_t events)
 	net_input_end(user->net);
 }
 
-/* The MSS option of a SYN, RFC 9293 3.7.1; NULL: there is none. */
-static uint8_t *find_mss(uint8_t *tcp, size_t header)
-{
-	for (size_t at = 20; at < header;) {
-		size_t length;
-
-		if (tcp[at] == TCP_OPT_EOL)
-			return NULL;
-		if (tcp[at] == TCP_OPT_NOP) {
-			at++;
-			continue;
-		}
-		if (at + 2 > header)
-			return NULL;
-		length = tcp[at + 1];
-		if (length < 2 || at + length > header)
-			return NULL;
-		if (tcp[at] == TCP_OPT_MSS)
-			return length == 4 ? tcp + at + 2 : NULL;
-		at += length;
-	}
-	return NULL;
-}
-
-/* Changes two bytes and the checksum over them (RFC 1624 3): a bad one stays bad. */
-static void replace16(uint8_t *checksum_field, uint8_t *at, bool odd, uint16_t value)
-{
-	const uint16_t fresh = htons(value);
-	uint16_t old, checksum;
-	uint32_t difference;
-
-	memcpy(&old, at, 2);
-	memcpy(&checksum, checksum_field, 2);
-	difference = (uint32_t)(uint16_t)~old + fresh;
-	difference = (difference & 0xffff) + (difference >> 16);
-	checksum =
-	    checksum_fold((uint64_t)(uint16_t)~checksum + (odd ? __builtin_bswap16((uint16_t)difference) : difference));
-	memcpy(at, &fresh, 2);
-	memcpy(checksum_field, &checksum, 2);
-}
-
-/* The driver takes large packets: then this connection may have large segments. */
-static void raise_mss(struct user *user, uint8_t *frame, size_t length)
-{
-	unsigned offloads = atomic_load_explicit(&user->net->offloads, memory_order_relaxed), wanted;
-	struct offload_packet packet;
-	uint8_t *mss;
-
-	if (!(offloads & NET_OFFLOAD_CSUM) || !(offloads & (NET_OFFLOAD_TSO4 | NET_OFFLOAD_TSO6)) ||
-	    !offload_parse(&packet, frame, length) || packet.fragment || packet.protocol != IPPROTO_TCP ||
-	    !(frame[packet.transport + 13] & TCP_SYN) ||
-	    !(offloads & (packet.version == 4 ? NET_OFFLOAD_TSO4 : NET_OFFLOAD_TSO6)))
-		return;
-	mss = find_mss(frame + packet.transport, (size_t)packet.payload - packet.transport);
-	wanted = user->mtu - (packet.version == 4 ? 40 : 60);
-	if (!mss || (unsigned)(mss[0] << 8 | mss[1]) != wanted)
-		return;
-	replace16(frame + packet.transport + 16, mss, (mss - (frame + packet.transport)) & 1, WIRE_MTU - 60);
-}
-
 static bool user_send(struct net *net, const struct virtio_net_hdr *header, const struct iovec *iov, unsigned iov_count,
                       size_t length)
 {
 	struct user *user = net->data;
+	uint8_t *frame = net->scratch;
 
-	/* libslirp reads some fields twice, and the guest may write meanwhile: it gets a copy. */
-	if (iov_count != 1 || iov->iov_base != net->scratch)
-		net_gather(net->scratch, iov, iov_count);
-	raise_mss(user, net->scratch, length);
-	slirp_input(user->slirp, net->scratch, (int)length);
+	/* The guest may write while it is read: a copy is checked and used. */
+	if (iov_count != 1 || iov->iov_base != frame)
+		net_gather(frame, iov, iov_count);
+	length = slirp_guard_admit(&user->guard, &frame, length, user->mtu, WIRE_MTU, now_ns() / 1000000);
+	if (!length)
+		return false;
+	slirp_input(user->slirp, frame, (int)length);
 	net_kick(net); /* it may wait for other descriptors now */
 	return true;
 }
@@ -595,6 +533,7 @@ static void user_close(struct net *net)
 	if (user->timer >= 0)
 		close(user->timer);
 	frame_queue_clear(&user->outgoing);
+	slirp_guard_destroy(&user->guard);
 	free(user->watched);
 	free(user->asked.fd);
 	free(user->before.fd);
@@ -611,6 +550,7 @@ static int user_open(struct net *net, const struct net_options *options)
 	net->data = user;
 	user->net = net;
 	user->mtu = options->mtu ? options->mtu : ETHERNET_MTU;
+	slirp_guard_init(&user->guard);
 	user->epoll = epoll_create1(EPOLL_CLOEXEC);
 	user->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
 	if (user->epoll < 0 || user->timer < 0)
