@@ -22,6 +22,7 @@ static const struct command {
 	const char *summary;
 } commands[] = {
     {"run", run_main, "start a machine with a kernel"},
+    {"image", image_main, "make, show, check, convert and resize disk images"},
     {"help", help_main, "show this, or the help of a command"},
     {"version", version_main, "show the version"},
 };

@@ -8,6 +8,7 @@ enum { STATUS_OK = 0, STATUS_FAILED = 1, STATUS_USAGE = 2, STATUS_CRASHED = 3 };
 
 /* `argv[0]` is the command's name. Returns the exit status. */
 int run_main(int argc, char **argv);
+int image_main(int argc, char **argv);
 
 struct machine_options;
 /* --disk; keeps parts of `argument`. STATUS_OK or STATUS_USAGE. */

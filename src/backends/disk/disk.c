@@ -200,7 +200,7 @@ struct disk *disk_open(const struct disk_options *options)
 		disk = overlay(disk, why);
 	if (!disk)
 		log_error("%s", why[0] ? why : "out of memory");
-	else if (disk->probed_raw && !disk->file.readonly)
+	else if (disk->probed_raw && !disk->file.readonly && !options->quiet)
 		log_warning("%s: taken as raw; writes that would make it look like another format are refused. Say "
 		            "format=raw to allow them",
 		            options->path);

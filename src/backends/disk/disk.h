@@ -28,6 +28,7 @@ struct disk_options {
 	bool snapshot; /* writes go to an unlinked temporary overlay */
 	enum disk_cache cache;
 	bool no_lock; /* image tools on a read-only source */
+	bool quiet;   /* image tools: no warning that a probed raw image is guarded */
 	bool repair;  /* image tools: opens a qcow2 image for writing that is marked corrupt */
 };
 

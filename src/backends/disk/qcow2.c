@@ -49,7 +49,7 @@ static void qcow2_free(struct qcow2 *q)
 	free(q->removed.range);
 	free(q->durable[0].range);
 	free(q->durable[1].range);
-	for (uint32_t i = 0; i < q->snapshot_count; i++) {
+	for (uint32_t i = 0; q->snapshots && i < q->snapshot_count; i++) {
 		free(q->snapshots[i].id);
 		free(q->snapshots[i].name);
 	}

@@ -27,6 +27,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "backends/disk/disk_format.h"
 
@@ -160,32 +161,44 @@ struct qcow2 {
 
 static inline uint16_t get_be16(const void *p)
 {
-	return __builtin_bswap16(*(const uint16_t __attribute__((aligned(1))) *)p);
+	uint16_t value;
+
+	memcpy(&value, p, sizeof(value));
+	return __builtin_bswap16(value);
 }
 
 static inline uint32_t get_be32(const void *p)
 {
-	return __builtin_bswap32(*(const uint32_t __attribute__((aligned(1))) *)p);
+	uint32_t value;
+
+	memcpy(&value, p, sizeof(value));
+	return __builtin_bswap32(value);
 }
 
 static inline uint64_t get_be64(const void *p)
 {
-	return __builtin_bswap64(*(const uint64_t __attribute__((aligned(1))) *)p);
+	uint64_t value;
+
+	memcpy(&value, p, sizeof(value));
+	return __builtin_bswap64(value);
 }
 
 static inline void put_be16(void *p, uint16_t value)
 {
-	*(uint16_t __attribute__((aligned(1))) *)p = __builtin_bswap16(value);
+	value = __builtin_bswap16(value);
+	memcpy(p, &value, sizeof(value));
 }
 
 static inline void put_be32(void *p, uint32_t value)
 {
-	*(uint32_t __attribute__((aligned(1))) *)p = __builtin_bswap32(value);
+	value = __builtin_bswap32(value);
+	memcpy(p, &value, sizeof(value));
 }
 
 static inline void put_be64(void *p, uint64_t value)
 {
-	*(uint64_t __attribute__((aligned(1))) *)p = __builtin_bswap64(value);
+	value = __builtin_bswap64(value);
+	memcpy(p, &value, sizeof(value));
 }
 
 static inline bool qcow2_aligned(const struct qcow2 *q, uint64_t offset)
