@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backends/chardev/chardev.h"
+#include "backends/net/net_options.h"
 #include "cli/commands.h"
 #include "debug/gdbstub.h"
 #include "debug/trace.h"
@@ -37,6 +38,9 @@ enum {
 	OPTION_APPEND,
 	OPTION_CONSOLE,
 	OPTION_DISK,
+	OPTION_NET,
+	OPTION_VIRTIO_CONSOLE,
+	OPTION_VIRTIO_PORT,
 	OPTION_NO_REBOOT,
 	OPTION_DEBUG_EXIT,
 	OPTION_TRACE,
@@ -61,6 +65,10 @@ static const struct run_option {
     {"disk", "FILE[,OPTION]...", OPTION_DISK,
      "virtio disk; format=raw|qcow2, readonly, snapshot, cache=writeback|writethrough|none|unsafe, serial=TEXT, "
      "queues=N"},
+    {"net", "KIND[,OPTION]...", OPTION_NET,
+     "virtio network card; user, tap, unix:PATH, switch:NAME or none, and mac=, queues="},
+    {"virtio-console", "WHERE", OPTION_VIRTIO_CONSOLE, "port of a virtio console; WHERE as for --console"},
+    {"virtio-port", "NAME=WHERE", OPTION_VIRTIO_PORT, "the same, as a channel that the guest finds by its name"},
     {"engine", "NAME", OPTION_ENGINE, "what executes guest code (auto)"},
     {"cpu", "host[,mitigations=on|off]", OPTION_CPU,
      "processor model (host); mitigations=on lets the guest use its own"},
@@ -77,6 +85,8 @@ static const struct run_option {
 struct run {
 	struct machine_options options;
 	const char *console;
+	const char *port[MACHINE_PORTS_MAX]; /* of the virtio console */
+	struct net_options net[MACHINE_NETS_MAX];
 	const char *gdb; /* NULL: no debugger */
 	bool stats, help;
 
@@ -148,6 +158,36 @@ static int check_gdb(const char *where)
 	return usage_error("run", "--gdb '%s' is neither unix:PATH nor tcp:HOST:PORT", where);
 }
 
+static int take_net(struct run *run, const char *argument)
+{
+	struct machine_options *options = &run->options;
+	struct net_options *net = &run->net[options->net_count];
+
+	if (options->net_count == MACHINE_NETS_MAX)
+		return usage_error("run", "more than %d network cards", MACHINE_NETS_MAX);
+	if (net_options_parse(net, argument) < 0)
+		return STATUS_USAGE;
+	options->nets[options->net_count++] = net;
+	return STATUS_OK;
+}
+
+/* `where` is the specification, or "=SPECIFICATION" behind a name. */
+static int take_port(struct run *run, char *name, char *where)
+{
+	struct machine_options *options = &run->options;
+
+	if (options->port_count == MACHINE_PORTS_MAX)
+		return usage_error("run", "more than %d virtio console ports", MACHINE_PORTS_MAX);
+	if (name && (!where || where == name || where - name > 31))
+		return usage_error("run", "--virtio-port '%s' is not NAME=WHERE with a name of at most 31 letters",
+		                   name);
+	if (name)
+		*where++ = '\0';
+	options->ports[options->port_count].name = name;
+	run->port[options->port_count++] = where;
+	return STATUS_OK;
+}
+
 static int take_option(struct run *run, int value, char *argument)
 {
 	struct machine_options *options = &run->options;
@@ -186,6 +226,12 @@ static int take_option(struct run *run, int value, char *argument)
 		return STATUS_OK;
 	case OPTION_DISK:
 		return take_disk_option(options, argument);
+	case OPTION_NET:
+		return take_net(run, argument);
+	case OPTION_VIRTIO_CONSOLE:
+		return take_port(run, NULL, argument);
+	case OPTION_VIRTIO_PORT:
+		return take_port(run, argument, strchr(argument, '='));
 	case OPTION_NO_REBOOT:
 		options->no_reboot = true;
 		return STATUS_OK;
@@ -366,22 +412,33 @@ static int run_machine(struct run *run)
 {
 	struct gdbstub *debugger = NULL;
 	int status = STATUS_FAILED;
+	unsigned ports;
 
 	run->options.console = chardev_create(run->console, quit, run);
 	if (!run->options.console)
 		return STATUS_FAILED;
+	for (ports = 0; ports < run->options.port_count; ports++) {
+		run->options.ports[ports].chardev = chardev_create(run->port[ports], quit, run);
+		if (!run->options.ports[ports].chardev)
+			break;
+	}
 	if (run->gdb)
 		debugger = gdbstub_create(run->gdb);
-	if ((!run->gdb || debugger) && machine_create(&run->machine, &run->options) == 0)
+	if (ports == run->options.port_count && (!run->gdb || debugger) &&
+	    machine_create(&run->machine, &run->options) == 0)
 		status = run_until_end(run, debugger);
 	if (debugger)
 		gdbstub_destroy(debugger);
 	if (run->machine) {
 		chardev_detach(run->options.console);
+		for (unsigned i = 0; i < ports; i++)
+			chardev_detach(run->options.ports[i].chardev);
 		if (run->stats)
 			print_stats(run->machine);
 		machine_destroy(run->machine);
 	}
+	while (ports > 0)
+		chardev_destroy(run->options.ports[--ports].chardev);
 	chardev_destroy(run->options.console);
 	return status;
 }

@@ -171,6 +171,11 @@ static int build(struct machine *machine)
 	error = machine_reset_all(machine);
 	if (error)
 		return error;
+	for (unsigned i = 0; i < options->port_count; i++) {
+		error = chardev_attach(options->ports[i].chardev, machine->loop, lock_devices, unlock_devices, machine);
+		if (error)
+			return failed("virtio port", error);
+	}
 	if (options->console) {
 		error = chardev_attach(options->console, machine->loop, lock_devices, unlock_devices, machine);
 		if (error)

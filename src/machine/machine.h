@@ -21,11 +21,14 @@
 
 #define MACHINE_CPUS_MAX  16
 #define MACHINE_DISKS_MAX 8
+#define MACHINE_NETS_MAX  8
+#define MACHINE_PORTS_MAX 8
 
 struct chardev;
 struct engine;
 struct event_loop;
 struct lapic_group;
+struct net_options;
 struct pc;
 struct state;
 
@@ -34,6 +37,12 @@ struct machine_disk {
 	struct disk_options image; /* opened and closed by the machine */
 	const char *serial;        /* up to 20 characters; NULL: none */
 	unsigned queues;           /* 0: as many as seem good */
+};
+
+/* A port of the virtio console. */
+struct machine_port {
+	struct chardev *chardev; /* borrowed */
+	const char *name;        /* of a channel (/dev/virtio-ports/NAME in a guest); NULL: a console */
 };
 
 /* The options tree: what a machine is made of. Every front end (ring3's own commands, later others) fills this. Strings
@@ -49,6 +58,10 @@ struct machine_options {
 	struct chardev *console; /* COM1; NULL: nothing is connected. Borrowed. */
 	struct machine_disk disks[MACHINE_DISKS_MAX];
 	unsigned disk_count;
+	const struct net_options *nets[MACHINE_NETS_MAX];
+	unsigned net_count;
+	struct machine_port ports[MACHINE_PORTS_MAX]; /* none: no virtio console */
+	unsigned port_count;
 	bool no_reboot;  /* a guest reset ends the run like a power-off */
 	bool debug_exit; /* isa-debug-exit at F4h */
 	uint32_t trace_mask;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "backends/disk/disk.h"
+#include "backends/net/net.h"
 #include "host/io_thread.h"
 #include "host/log.h"
 #include "machine/pc_addresses.h"
@@ -56,6 +57,41 @@ static int create_disk(struct pc_virtio *virtio, struct pci_root *root, const st
 	return error;
 }
 
+/* The back end is attached to the loop while that stands. */
+static int create_net(struct pc_virtio *virtio, struct pci_root *root, const struct net_options *options)
+{
+	unsigned number = virtio->net_count;
+	struct pc_net *place = &virtio->net[number];
+	struct net_options numbered = *options;
+	int error;
+
+	numbered.number = number;
+	place->net = net_open(&numbered);
+	if (!place->net)
+		return -EIO;
+	virtio->net_count++;
+	io_thread_pause(virtio->io);
+	error = virtio_net_init(&place->card, &virtio->host, PC_PCI_NET_SLOT + number, place->net);
+	io_thread_resume(virtio->io);
+	if (!error)
+		error = plug(virtio, root, PC_PCI_NET_SLOT + number, &place->pci, &place->card.device);
+	if (error)
+		log_error("%s: %s", net_name(place->net), strerror(-error));
+	return error;
+}
+
+static int create_console(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root)
+{
+	const struct machine_options *options = &machine->options;
+	int error = virtio_console_init(&virtio->console, &virtio->host, PC_PCI_CONSOLE_SLOT, options->port_count);
+
+	if (error)
+		return error;
+	for (unsigned i = 0; i < options->port_count; i++)
+		virtio_console_connect_chardev(&virtio->console, i, options->ports[i].name, options->ports[i].chardev);
+	return plug(virtio, root, PC_PCI_CONSOLE_SLOT, &virtio->console_pci, &virtio->console.device);
+}
+
 int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root)
 {
 	int error;
@@ -74,8 +110,16 @@ int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct p
 	error = virtio_rng_init(&virtio->rng, &virtio->host, PC_PCI_RNG_SLOT);
 	if (!error)
 		error = plug(virtio, root, PC_PCI_RNG_SLOT, &virtio->rng_pci, &virtio->rng.device);
+	if (!error)
+		error = virtio_balloon_init(&virtio->balloon, &virtio->host, PC_PCI_BALLOON_SLOT);
+	if (!error)
+		error = plug(virtio, root, PC_PCI_BALLOON_SLOT, &virtio->balloon_pci, &virtio->balloon.device);
+	if (!error && machine->options.port_count)
+		error = create_console(virtio, machine, root);
 	for (unsigned i = 0; i < machine->options.disk_count && i < MACHINE_DISKS_MAX && !error; i++)
 		error = create_disk(virtio, root, &machine->options.disks[i]);
+	for (unsigned i = 0; i < machine->options.net_count && i < MACHINE_NETS_MAX && !error; i++)
+		error = create_net(virtio, root, machine->options.nets[i]);
 	return error;
 }
 
@@ -91,6 +135,12 @@ void pc_virtio_destroy(struct pc_virtio *virtio)
 		virtio_block_destroy(&virtio->disk[i].block);
 		disk_close(virtio->disk[i].disk); /* says itself what went wrong */
 	}
+	for (unsigned i = 0; i < virtio->net_count; i++) {
+		virtio_net_destroy(&virtio->net[i].card);
+		net_close(virtio->net[i].net);
+	}
+	virtio_console_destroy(&virtio->console);
+	virtio_balloon_destroy(&virtio->balloon);
 	virtio_rng_destroy(&virtio->rng);
 	io_thread_resume(virtio->io);
 	io_thread_destroy(virtio->io);

@@ -4,7 +4,10 @@
  */
 #pragma once
 
+#include "devices/virtio/virtio_balloon.h"
 #include "devices/virtio/virtio_block.h"
+#include "devices/virtio/virtio_console.h"
+#include "devices/virtio/virtio_net.h"
 #include "devices/virtio/virtio_pci.h"
 #include "devices/virtio/virtio_rng.h"
 #include "machine/machine.h"
@@ -18,15 +21,27 @@ struct pc_disk {
 	struct virtio_pci pci;
 };
 
+struct pc_net {
+	struct net *net;
+	struct virtio_net card;
+	struct virtio_pci pci;
+};
+
 struct pc_virtio {
 	struct io_thread *io;
 	struct virtio_host host;
 	struct virtio_rng rng;
 	struct virtio_pci rng_pci;
+	struct virtio_balloon balloon;
+	struct virtio_pci balloon_pci;
+	struct virtio_console console;
+	struct virtio_pci console_pci;
 	struct pc_disk disk[MACHINE_DISKS_MAX];
 	unsigned disk_count;
+	struct pc_net net[MACHINE_NETS_MAX];
+	unsigned net_count;
 	/* All of them, in the order of their slots. */
-	struct virtio_pci *all[MACHINE_DISKS_MAX + 8];
+	struct virtio_pci *all[3 + MACHINE_DISKS_MAX + MACHINE_NETS_MAX];
 	unsigned count;
 };
 
