@@ -289,13 +289,8 @@ static void ipv6(void **state)
 	memcpy(frame + 80, net_mac(rig.net), 6);
 	rig_transport_finish(frame, 54, 2, 86);
 	rig_send(&rig, frame, 86);
-	do {
-		answer = next_of_type(0x86dd);
-		if (answer->data[54] != 136)
-			answer->length = 0;
-		if (!answer->length)
-			free(answer);
-	} while (!answer->length);
+	while ((answer = next_of_type(0x86dd))->data[54] != 136)
+		free(answer);
 	assert_memory_equal(answer->data + 62, gateway, 16);
 	free(answer);
 	close_user();
