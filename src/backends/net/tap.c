@@ -43,7 +43,8 @@ static void read_frames(struct net *net)
 		if (length < 0 && (errno == EAGAIN || errno == EINTR))
 			break;
 		if (length < 0) {
-			log_error("net %s: %s; the link is down", net->name, strerror(errno));
+			log_error("net %s: %s; the link is down", net->name,
+			          errno == EBADFD ? "the interface is gone" : strerror(errno));
 			event_source_change(tap->source, 0);
 			net_set_link(net, false);
 			return;

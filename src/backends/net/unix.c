@@ -112,6 +112,7 @@ static bool take_frames(struct net *net, unsigned *budget)
 			net->counters.received_dropped++;
 			break;
 		case FRAME_STREAM_FRAME:
+			stream->retry = RETRY_FIRST; /* it is worth the trouble */
 			net_input(net, NULL, frame, length);
 			break;
 		}
@@ -190,7 +191,6 @@ static void connect_now(struct net *net)
 		log_info("net %s: connected", net->name);
 	stream->fd = fd;
 	stream->told = false;
-	stream->retry = RETRY_FIRST;
 	net_set_link(net, true);
 	watch(net);
 }
