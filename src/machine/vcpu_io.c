@@ -25,12 +25,34 @@ static void devices_unlock(struct vcpu *vcpu)
 		machine_unlock(vcpu->machine);
 }
 
+/*
+ * I/O breakpoints (SDM 3B 17.2.4: CR4.DE = 1, DR7.R/Wn = 10b): a trap after the instruction. The engine looks at mmu.stop before the next one.
+ */
+static void check_breakpoints(struct vcpu *vcpu, uint16_t port, unsigned size)
+{
+	const struct cpu_state *s = &vcpu->state;
+
+	if (!(s->cr4 & CR4_DE) || !(s->dr[7] & 0xff))
+		return;
+	for (unsigned n = 0; n < 4; n++) {
+		uint64_t length = (s->dr[7] >> (18 + 4 * n) & 3) + 1; /* 00b 1, 01b 2, 11b 4 */
+		uint64_t first = s->dr[n] & ~(length - 1);
+
+		if ((s->dr[7] >> (2 * n) & 3) && (s->dr[7] >> (16 + 4 * n) & 3) == 2 && port < first + length &&
+		    first < (uint64_t)port + size) {
+			vcpu->state.pending_debug |= 1ull << n;
+			vcpu->mmu.stop = true;
+		}
+	}
+}
+
 uint32_t vcpu_port_read(struct vcpu *vcpu, uint16_t port, unsigned size)
 {
 	vcpu->counters.io++;
 	devices_lock(vcpu);
 	uint32_t value = bus_port_read(vcpu->bus, port, size);
 	devices_unlock(vcpu);
+	check_breakpoints(vcpu, port, size);
 	return value;
 }
 
@@ -40,6 +62,7 @@ void vcpu_port_write(struct vcpu *vcpu, uint16_t port, unsigned size, uint32_t v
 	devices_lock(vcpu);
 	bus_port_write(vcpu->bus, port, size, value);
 	devices_unlock(vcpu);
+	check_breakpoints(vcpu, port, size);
 }
 
 /* Does the access fall into this vCPU's own xAPIC page? */

@@ -255,7 +255,7 @@ void x86_invpcid(struct vcpu *vcpu, uint64_t type, uint64_t pcid, uint64_t linea
 {
 	struct cpu_state *s = &vcpu->state;
 	require_cpl0(vcpu);
-	if (type > 3 || (type < 2 && pcid > 0xfff))
+	if (type > 3 || pcid > 0xfff) /* the descriptor's bits 63:12 are reserved for every type */
 		x86_raise(vcpu, VECTOR_GP);
 	if (type < 2 && !(s->cr4 & CR4_PCIDE) && pcid)
 		x86_raise(vcpu, VECTOR_GP);
