@@ -3,6 +3,7 @@
  * virtual-8086 mode, return from a nested task, 64-bit mode.
  */
 #include "x86/exceptions.h"
+#include "x86/system.h"
 #include "x86/transfer.h"
 
 #define FLAGS_ALWAYS (FLAG_ARITHMETIC | FLAG_TF | FLAG_DF | FLAG_NT)
@@ -176,6 +177,8 @@ static void iret_protected(struct vcpu *vcpu, unsigned size)
 	unsigned new_cpl = selector & 3u;
 	struct segment cs = descriptor_segment(&code, new_cpl);
 	bool to_64bit = cpu_long_mode(s) && (cs.access & SEG_L);
+	if (vcpu->model && vcpu->model->amd) /* before SS is looked at (Zen 4); below in the manual's order */
+		return_check_ip(vcpu, &cs, ip);
 
 	/* 64-bit mode always pops SS:RSP (SDM 3A 6.14.3). */
 	bool pops_stack = from_64bit || new_cpl != cpl;

@@ -70,6 +70,8 @@ void address_s64(PARAMETERS)
 	ADDRESS_f64;
 	if (unlikely(!cpu_canonical(linear))) {
 		SLOW_ENTER;
+		if (insn->b & GENERAL_NATIVE) /* a pending #MF comes first */
+			native_check_operand(vcpu, insn[1].pointer, linear & ~63ull);
 		linear = segment_linear(vcpu, segment_of_base(insn), linear, 1, false);
 	} else {
 		linear += REG64(insn->segment_base);
@@ -85,6 +87,13 @@ static void check_form(struct vcpu *vcpu, const struct insn *insn, uint64_t offs
 	uint64_t linear = vcpu->state.segment[GENERAL_SEGMENT(insn->b)].base + offset;
 
 	native_check_operand(vcpu, form, form->alignment > 1 ? linear : linear & ~63ull);
+	/* Before the rest of the operand is compared with the limit. */
+	if (form->first_access) {
+		linear =
+		    segment_linear(vcpu, GENERAL_SEGMENT(insn->b), offset, form->first_access, form->writes_memory);
+		native_check_alignment(vcpu, linear, form->natural_alignment);
+		mmu_translate(vcpu, linear, form->writes_memory ? MMU_WRITE : MMU_READ, vcpu->mmu.view);
+	}
 }
 
 void address_general(PARAMETERS)

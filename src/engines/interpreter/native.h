@@ -44,6 +44,7 @@ struct native_form {
 	/* A misaligned operand is #GP: any address will do when 1. The host checks it too. */
 	uint8_t alignment;
 	uint8_t natural_alignment; /* what #AC looks at while the guest checks alignment */
+	uint8_t first_access;      /* bytes whose page is looked for before the rest's address is checked; 0: no such */
 	bool waits;                /* x87 and MMX: a pending x87 exception is reported first */
 	/*
 	 * BT, BTS, BTR, BTC with memory and a register bit offset: the operand lies (register >> log2(size * 8)) * size
@@ -110,6 +111,8 @@ void native_run_aligned(struct vcpu *vcpu, const struct native_form *form, void 
  * in reach, run() raises the same.
  */
 void native_check_operand(struct vcpu *vcpu, const struct native_form *form, uint64_t linear);
+/* #AC for a misaligned access, when the guest checks alignment. */
+void native_check_alignment(struct vcpu *vcpu, uint64_t linear, unsigned alignment);
 
 /* What to add to the effective address of a bit_string form; truncate the sum to the address size. */
 static inline int64_t native_bit_displacement(const struct vcpu *vcpu, const struct native_form *form)

@@ -135,8 +135,11 @@ static void check_operand(struct vcpu *vcpu, const struct insn *insn, const stru
 
 	native_check_operand(vcpu, form, in_range || form->alignment > 1 ? linear : linear & ~63ull);
 	/* 80 bits are two accesses: the first one's page comes before the second one's address. */
-	if (form->memory_size == 10 && operand_in_range(vcpu, linear, 8))
+	if (form->first_access && operand_in_range(vcpu, linear, form->first_access)) {
+		if (!in_range)
+			native_check_alignment(vcpu, linear, form->natural_alignment);
 		mmu_translate(vcpu, linear, form->writes_memory ? MMU_WRITE : MMU_READ, vcpu->mmu.view);
+	}
 	slow_check(vcpu, insn, linear, form->memory_size);
 }
 
@@ -393,6 +396,8 @@ bool native_decode(struct decoder *d)
 			d->mode = mode;
 			if (insn[-1].run == address_general && !decoder_64(d))
 				insn[-1].b = (uint8_t)((insn[-1].b & ~GENERAL_ALIGN) | GENERAL_NATIVE);
+			else if (insn[-1].run == address_s64)
+				insn[-1].b = GENERAL_NATIVE;
 			else if (insn[-1].run == address_general)
 				insn[-1].b &= (uint8_t)~GENERAL_ALIGN;
 		}

@@ -428,6 +428,25 @@ static void plan_x87(const ZydisDecodedInstruction *i, struct native_plan *plan)
 		plan->form.reads_memory = true;
 }
 
+/* Bytes per element of a compressing store, which is done and checked element by element; else 0. */
+static uint8_t compressed_element(const ZydisDecodedInstruction *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_VPCOMPRESSB:
+		return 1;
+	case ZYDIS_MNEMONIC_VPCOMPRESSW:
+		return 2;
+	case ZYDIS_MNEMONIC_VPCOMPRESSD:
+	case ZYDIS_MNEMONIC_VCOMPRESSPS:
+		return 4;
+	case ZYDIS_MNEMONIC_VPCOMPRESSQ:
+	case ZYDIS_MNEMONIC_VCOMPRESSPD:
+		return 8;
+	default:
+		return 0;
+	}
+}
+
 /* Operands that must be aligned (SDM 2A 2.4, exception types 1, 2 and 4). */
 static void plan_alignment(const ZydisDecodedInstruction *i, struct native_plan *plan)
 {
@@ -470,8 +489,10 @@ static void plan_alignment(const ZydisDecodedInstruction *i, struct native_plan 
 	plan->form.natural_alignment = size >= 16 ? 16 : size >= 8 ? 8 : size >= 4 ? 4 : size >= 2 ? 2 : 1;
 	if (plan->elements.shape != ELEMENTS_NONE)
 		plan->form.natural_alignment = plan->elements.vector_mask ? 1 : plan->elements.element_size;
-	else if (i->meta.category == ZYDIS_CATEGORY_EXPAND || i->meta.category == ZYDIS_CATEGORY_COMPRESS)
-		plan->form.natural_alignment = 2;
+	else if (compressed_element(i))
+		plan->form.natural_alignment = plan->form.first_access = compressed_element(i);
+	if (size == 10)
+		plan->form.first_access = 8;
 }
 
 /* Instructions whose whole work is a routine. */

@@ -115,5 +115,3 @@ native_special native_fxsave, native_fxrstor, native_xsave, native_xrstor;
 
 /* Runs a special form's stub on a prepared operand, with alignment checking if the guest has it on. */
 void native_run_entry(struct vcpu *vcpu, const struct native_entry *entry, void *memory);
-/* #AC for a misaligned access of a special routine, when the guest checks alignment. */
-void native_check_alignment(struct vcpu *vcpu, uint64_t linear, unsigned alignment);

@@ -255,14 +255,21 @@ static struct range active_range(const struct native_elements *e, uint64_t activ
 	}
 }
 
+/* Where an element lies: VMASKMOV's wrap at the end of the address size, the elements of EVEX operands do not (Zen 4). */
+static uint64_t element_offset(const struct native_operation *operation, unsigned start)
+{
+	uint64_t offset = operation->offset + start;
+	return native_entry_of(operation)->elements.vector_mask ? truncate(operation, offset) : offset;
+}
+
 enum transfer { TRANSFER_READ, TRANSFER_PROBE, TRANSFER_WRITE };
 
 static void transfer_bytes(struct vcpu *vcpu, const struct native_operation *operation, enum transfer transfer,
                            uint8_t *operand, struct range r)
 {
 	unsigned length = r.end - r.start;
-	uint64_t linear =
-	    segment_linear(vcpu, operation->segment, operation->offset + r.start, length, transfer != TRANSFER_READ);
+	uint64_t linear = segment_linear(vcpu, operation->segment, element_offset(operation, r.start), length,
+	                                 transfer != TRANSFER_READ);
 	if (transfer == TRANSFER_READ)
 		mmu_read_bytes(vcpu, linear, operand + r.start, length);
 	else if (transfer == TRANSFER_PROBE)
@@ -296,6 +303,21 @@ static uint64_t segment_linear_unchecked(const struct vcpu *vcpu, enum segment_r
 	return flat ? offset : vcpu->state.segment[segment].base + offset;
 }
 
+/* #GP for alignment looks at the operand as a whole, #AC comes when the active elements can be addressed (Zen 4). */
+static void check_masked(struct vcpu *vcpu, const struct native_operation *operation, uint64_t linear, struct range r)
+{
+	const struct native_form *form = &native_entry_of(operation)->form;
+	const struct native_elements *e = &native_entry_of(operation)->elements;
+	bool based = operation->segment == SEG_FS || operation->segment == SEG_GS;
+	unsigned last = r.start + e->element_size - 1;
+
+	if (linear & (form->alignment - 1u))
+		x86_raise(vcpu, VECTOR_GP);
+	if (!cpu_64bit_code(&vcpu->state) || (cpu_canonical(linear + r.start) && cpu_canonical(linear + last) &&
+	                                      (!based || cpu_canonical(operation->offset + r.start))))
+		native_check_alignment(vcpu, linear, form->natural_alignment);
+}
+
 void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
 {
 	const struct native_entry *entry = native_entry_of(operation);
@@ -311,9 +333,11 @@ void native_masked(struct vcpu *vcpu, const struct native_operation *operation)
 		return;
 	}
 	uint64_t linear = segment_linear_unchecked(vcpu, operation->segment, operation->offset);
-	native_check_operand(vcpu, &entry->form, linear);
-	if (((linear + r.start) & (MEMORY_PAGE_SIZE - 1)) + (r.end - r.start) <= MEMORY_PAGE_SIZE) {
-		linear = segment_linear(vcpu, operation->segment, operation->offset + r.start, r.end - r.start, write);
+	bool contiguous = element_offset(operation, r.end - 1) >= element_offset(operation, r.start);
+	check_masked(vcpu, operation, linear, r);
+	if (contiguous && ((linear + r.start) & (MEMORY_PAGE_SIZE - 1)) + (r.end - r.start) <= MEMORY_PAGE_SIZE) {
+		linear = segment_linear(vcpu, operation->segment, element_offset(operation, r.start), r.end - r.start,
+		                        write);
 		uint8_t *host = mmu_host_pointer(vcpu, linear, r.end - r.start, write ? MMU_WRITE : MMU_READ);
 		if (host) {
 			native_run_entry(vcpu, entry, host - r.start);
@@ -427,13 +451,18 @@ void native_maskmov(struct vcpu *vcpu, const struct native_operation *operation)
 	}
 	for (unsigned n = 0; n < e->mask_count; n++)
 		active |= (uint64_t)(both.mask[n] >> 7) << n;
-	uint64_t linear =
-	    segment_linear(vcpu, e->segment, truncate(operation, vcpu->state.gpr[RDI]), e->mask_count, true);
+	uint64_t offset = truncate(operation, vcpu->state.gpr[RDI]);
+	uint64_t linear = segment_linear(vcpu, e->segment, offset, 8, true), second = 0;
 	native_check_alignment(vcpu, linear, 8);
-	mmu_probe_write(vcpu, linear, e->mask_count);
+	/* Two accesses of 8 bytes: the first one's page comes before the second one's address. */
+	mmu_probe_write(vcpu, linear, 8);
+	if (e->mask_count > 8) {
+		second = segment_linear(vcpu, e->segment, offset + 8, 8, true);
+		mmu_probe_write(vcpu, second, 8);
+	}
 	for (; active; active &= active - 1) {
 		unsigned n = (unsigned)__builtin_ctzll(active);
-		mmu_write(vcpu, linear + n, 1, both.data[n]);
+		mmu_write(vcpu, n < 8 ? linear + n : second + n - 8, 1, both.data[n]);
 	}
 }
 
