@@ -326,6 +326,11 @@ static bool step(struct vcpu *vcpu)
 	/* A load of SS loses its own single-step trap (SDM 3A 6.8.3). */
 	if (trap && !interpreter->no_trap && !(s->interrupt_shadow & SHADOW_MOV_SS))
 		s->pending_debug |= DR6_BS;
+	/* A trap behind a HLT comes before the sleep, and ends it (SDM 2A HLT: a debug exception resumes). */
+	if (s->pending_debug && interpreter->leave && interpreter->reason == EXIT_HALT) {
+		interpreter->leave = false;
+		s->activity = ACTIVITY_RUNNING;
+	}
 	if (interpreter->leave)
 		return true;
 	if (vcpu->mmu.watchpoint_hit)
