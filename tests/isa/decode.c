@@ -35,6 +35,7 @@ struct failure {
 struct results {
 	_Atomic uint64_t cases, failures, left_out, broken, found;
 	_Atomic uint64_t vector[32];
+	_Atomic uint64_t tolerated[ISA_TOLERANCES];
 	struct worker_progress progress[WORKERS_MAX];
 	struct failure failure[FAILURES_MAX];
 };
@@ -104,26 +105,12 @@ static bool make_case(struct run *run, uint64_t seed, struct isa_case *test)
 
 /* ---- workers ---- */
 
-/* The first byte that is no legacy prefix and no REX. */
-static uint8_t first_byte(const uint8_t *bytes)
-{
-	for (unsigned i = 0; i < BYTES; i++)
-		if (!memchr("\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3", bytes[i], 11) && bytes[i] >> 4 != 4)
-			return bytes[i];
-	return 0;
-}
-
 /* Differences about bytes that the decoder's table does not know, which no program depends on. */
-static bool tolerated(const struct isa_case *test, const struct isa_outcome *native, const struct isa_outcome *other)
+static bool tolerated(const struct isa_outcome *native, const struct isa_outcome *other)
 {
-	uint8_t byte = first_byte(test->bytes);
-
 	switch (native->trap) {
-	case 1: /* ignored bits of VEX and EVEX that the table wants to be 0 */
 	case 14:
 	case 13:
-		if (other->trap == 6 && (byte == 0x62 || byte == 0xc4 || byte == 0xc5))
-			return true;
 		/* Invalid and cut off by the page's end, or invalid and too long: which of the two is seen first? */
 		return (native->trap == 14 ? native->error & 0x10 : native->trap == 13) &&
 		       (other->trap == 6 || other->trap == 13);
@@ -150,7 +137,7 @@ static bool compare(const struct isa_case *test, const struct isa_outcome *nativ
 	 */
 	if (native->trap == 6 && other->trap == 14 && other->error & 0x10)
 		return true;
-	if (known ? isa_same_operand_faults(test, &decoded, native, other) : tolerated(test, native, other))
+	if (known ? isa_same_operand_faults(test, &decoded, native, other) : tolerated(native, other))
 		return true;
 	if (native->trap != other->trap)
 		snprintf(what, 200, "trap(%u/%u)", native->trap, other->trap);
@@ -174,6 +161,14 @@ static void judge(struct run *run, struct isa_case *test, const struct isa_outco
 	if (native->status == STATUS_EXCEPTION)
 		atomic_fetch_add(&run->results->vector[native->trap & 31], 1);
 	if (compare(test, native, other, what))
+		return;
+	struct isa_decoded decoded;
+	enum isa_tolerance tolerance = isa_decode(64, test->bytes, BYTES, &decoded)
+	                                   ? isa_tolerance_of(test, &decoded, native, other)
+	                                   : isa_tolerance_of_bytes(test, native, other);
+
+	atomic_fetch_add(&run->results->tolerated[tolerance], 1);
+	if (tolerance != TOLERANCE_NONE)
 		return;
 	uint64_t number = atomic_fetch_add(&run->results->failures, 1);
 
@@ -284,6 +279,7 @@ static int report(struct run *run)
 		if (results->vector[vector])
 			printf(" %u:%llu", vector, (unsigned long long)results->vector[vector]);
 	putchar('\n');
+	isa_print_tolerances("isa-decode", results->tolerated);
 	return results->failures != 0;
 }
 

@@ -250,6 +250,27 @@ struct guest_runner *guest_create(const struct engine *engine);
 void guest_destroy(struct guest_runner *guest);
 void guest_run(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome);
 
+/* ---- tolerance.c: known differences that are counted and not failures (skipped.md) ---- */
+
+enum isa_tolerance {
+	TOLERANCE_NONE,
+	TOLERANCE_FLUSH,
+	TOLERANCE_XRSTOR_LIMIT,
+	TOLERANCE_OFFSET_WRAP,
+	TOLERANCE_VMREAD,
+	TOLERANCE_LOCK_VERIFY,
+	TOLERANCE_VEX_BITS,
+	ISA_TOLERANCES
+};
+/* Why a difference that was found is no failure, or TOLERANCE_NONE. */
+enum isa_tolerance isa_tolerance_of(const struct isa_case *test, const struct isa_decoded *decoded,
+                                    const struct isa_outcome *native, const struct isa_outcome *guest);
+/* The same for bytes that the decoder's table does not know. */
+enum isa_tolerance isa_tolerance_of_bytes(const struct isa_case *test, const struct isa_outcome *native,
+                                          const struct isa_outcome *guest);
+const char *isa_tolerance_name(enum isa_tolerance tolerance);
+void isa_print_tolerances(const char *program, const _Atomic uint64_t count[ISA_TOLERANCES]);
+
 /* ---- compare.c ---- */
 
 /* True when they agree. Else `what` (256 bytes) says in which parts they differ, shortly. */
@@ -261,6 +282,7 @@ bool isa_compare(const struct isa_case *test, const struct isa_decoded *decoded,
  */
 bool isa_same_operand_faults(const struct isa_case *test, const struct isa_decoded *decoded,
                              const struct isa_outcome *native, const struct isa_outcome *guest);
+
 /* Everything about a failed case, for a person. */
 void isa_print_failure(FILE *file, const struct isa_case *test, const struct isa_outcome *native,
                        const struct isa_outcome *guest);

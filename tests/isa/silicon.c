@@ -36,6 +36,7 @@ struct failure {
 struct results {
 	_Atomic uint64_t cases, failures, broken, found, unborn;
 	_Atomic uint64_t vector[32]; /* how the cases ended on the silicon */
+	_Atomic uint64_t tolerated[ISA_TOLERANCES];
 	struct worker_progress progress[WORKERS_MAX];
 	struct failure failure[FAILURES_MAX];
 	/* Per form, `form_count` of each. */
@@ -240,7 +241,12 @@ static void judge(struct run *run, struct native_runner *runner, unsigned index,
 		atomic_fetch_add(&run->results->found, !agree);
 		return;
 	}
-	if (!agree)
+	if (agree)
+		return;
+	enum isa_tolerance tolerance = isa_tolerance_of(test, decoded, native, other);
+
+	atomic_fetch_add(&run->results->tolerated[tolerance], 1);
+	if (tolerance == TOLERANCE_NONE)
 		note_failure(run, test, what, native, other);
 }
 
@@ -421,6 +427,7 @@ static int report(struct run *run, double seconds)
 			printf(" %s %llu", vector_names[vector] ? vector_names[vector] : "?",
 			       (unsigned long long)results->vector[vector]);
 	putchar('\n');
+	isa_print_tolerances("isa-silicon", results->tolerated);
 	if (!run->ldt)
 		puts("isa-silicon: this host has no modify_ldt: no 16-bit code, no segments in 32-bit code");
 	if (results->unborn * 50 > results->cases + 50)
