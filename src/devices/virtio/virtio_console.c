@@ -11,6 +11,7 @@
 #define QUEUE_SIZE 64
 #define SHARE      64u /* chains sent before others have their turn */
 #define BLOCK      4096u
+#define BYTES_MAX  (256u << 10) /* sent before others have their turn */
 
 #define F_SIZE        (1ull << 0)
 #define F_MULTIPORT   (1ull << 1)
@@ -125,14 +126,19 @@ void virtio_console_receive(void *owner, const uint8_t *data, size_t length)
 
 /* ---- guest to host ---- */
 
-/* The first chain's bytes from output_done on. False: the peer is full. */
-static bool output_chain(struct virtio_console_port *port)
+/* Sends the first chain's bytes from output_done on, as far as *budget goes. False: there is a rest; *budget 0: the peer could take more. */
+static bool output_chain(struct virtio_console_port *port, size_t *budget)
 {
 	struct virtio_chain *chain = &port->console->chain;
 	uint8_t bytes[BLOCK];
 	size_t part;
 
 	while ((part = virtio_chain_read(chain, port->output_done, bytes, sizeof bytes)) > 0) {
+		if (*budget < part) {
+			*budget = 0;
+			return false;
+		}
+		*budget -= part;
 		size_t taken = port->peer.write ? port->peer.write(port->peer.owner, bytes, part) : part;
 
 		port->output_done += taken;
@@ -147,13 +153,16 @@ static void output_pump(struct virtio_console_port *port)
 {
 	struct virtio_console *console = port->console;
 	struct virtio_queue *queue = output_queue(port);
+	size_t budget = BYTES_MAX;
 	unsigned done = 0;
 
 	virtio_ring_notify_off(&queue->ring);
 	do {
 		while (done < SHARE && virtio_queue_next(queue, &console->chain)) {
-			if (!output_chain(port)) {
+			if (!output_chain(port, &budget)) {
 				virtio_ring_rewind(&queue->ring, console->chain.token);
+				if (budget == 0)
+					virtio_queue_again(queue);
 				return; /* until virtio_console_writable() */
 			}
 			virtio_queue_complete(queue, console->chain.token, 0);

@@ -476,6 +476,8 @@ void virtio_device_state(struct virtio_device *device, struct state *state)
 	state_u8(state, "status", &status);
 	state_u8(state, "config_generation", &generation);
 	state_u64(state, "features", &features);
+	if (device->in_flight > 0)
+		state_fail(state, "requests are in flight");
 	if (features & ~device->offered && status & VIRTIO_STATUS_FEATURES_OK)
 		state_fail(state, "features that this device does not have");
 	state_end(state);
