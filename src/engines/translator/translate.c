@@ -201,8 +201,11 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	case ZYDIS_MNEMONIC_CALL:
 		return classify_branch(item, KIND_CALL, KIND_CALL_INDIRECT);
 	case ZYDIS_MNEMONIC_RET:
-		return item->i.operand_width == 64 && item->i.meta.branch_type != ZYDIS_BRANCH_TYPE_FAR ? KIND_RET
-		                                                                                        : KIND_FALLBACK;
+		/* With 66h AMD processors pop 16 bits. */
+		if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+		    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
+			return KIND_FALLBACK;
+		return KIND_RET;
 	default:
 		return classify_generic(tr, item, bytes);
 	}
