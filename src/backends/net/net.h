@@ -21,6 +21,9 @@
  * Flow: a frame that net_send() does not take now is offered again after writable(). A frame that receive() does not
  * take is kept here, and those behind it stay with the host (or are lost, as on any wire), until net_receive_ready().
  *
+ * State: a net has none that is saved with the machine. Frames that wait at that moment are lost, as on any wire, and
+ * the connections that libslirp holds for the guest end; a loaded machine gets a net that is opened anew.
+ *
  * Trust: frames of both sides are hostile. Lengths and headers are checked here once; a bad frame is dropped and
  * counted, and does not disturb its neighbours.
  */

@@ -9,9 +9,10 @@
  * changed is told to an epoll descriptor of our own, which the loop watches. It knows no back-pressure, so while the
  * device takes no frames its sockets rest: TCP peers then wait, as their windows are full.
  *
- * libslirp's wire is as wide as an IP packet may be (its MTU and MRU are 65521), because every packet costs much more
- * than every byte: the driver's large TCP packets go in as they are, and large ones come out, marked to be cut for the
- * driver's own wire. What goes in has passed slirp_guard.h.
+ * libslirp's wire is as wide as an IP packet may be, because every packet costs much more than every byte: the driver's
+ * large TCP packets go in as they are, and large ones come out, marked to be cut for the driver's own wire. The MRU
+ * alone is smaller: it limits TCP's segments, and libslirp tells of a window that has opened when two of them fit, of
+ * which with 32 KiB there would be none in 64 KiB. What goes in has passed slirp_guard.h.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -32,6 +33,7 @@
 #include "host/log.h"
 
 #define WIRE_MTU      65521 /* libslirp's largest */
+#define WIRE_MRU      16384
 #define ETHERNET_MTU  1500
 #define OUTGOING_REST (1u << 20) /* bytes waiting for the device, from which on the sockets rest */
 #define OUTGOING_MAX  (4u << 20) /* ... from which on frames are lost */
@@ -483,7 +485,7 @@ static Slirp *slirp_create(struct user *user, const struct net_options *options)
 	    .vdhcp_start = in_net(options, options->user.dhcp_start, 15),
 	    .vnameserver = in_net(options, options->user.dns, 3),
 	    .if_mtu = WIRE_MTU,
-	    .if_mru = WIRE_MTU,
+	    .if_mru = WIRE_MRU,
 	};
 
 	if (!options->user.net6_bits)
