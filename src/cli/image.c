@@ -16,7 +16,7 @@
 #include "host/log.h"
 
 struct image_arguments {
-	const char *format, *source_format, *backing, *backing_format;
+	const char *format, *source_format, *snapshot, *backing, *backing_format;
 	uint32_t cluster_size;
 	bool repair, json, force, shrink, help;
 	char **operand;
@@ -39,7 +39,7 @@ static const struct image_command {
     {"create", "fobBF", "FILE [SIZE]", 1, 2, image_create, "make an empty image"},
     {"info", "fj", "FILE", 1, 1, image_info, "show what an image is"},
     {"check", "fr", "FILE", 1, 1, image_check, "check the consistency of a qcow2 image"},
-    {"convert", "fsoF", "SOURCE TARGET", 2, 2, image_convert, "copy an image into another format, sparse"},
+    {"convert", "fsloF", "SOURCE TARGET", 2, 2, image_convert, "copy an image into another format, sparse"},
     {"resize", "fS", "FILE [+|-]SIZE", 2, 2, image_resize, "change the size of the guest's disk"},
 };
 #define COMMAND_COUNT (sizeof(image_commands) / sizeof(image_commands[0]))
@@ -51,6 +51,7 @@ static const struct image_option {
 } image_options[] = {
     {'f', 'f', "format", "raw|qcow2", "format of FILE or TARGET (create, convert: qcow2; else probed)"},
     {'s', 's', "source-format", "raw|qcow2", "format of SOURCE (probed)"},
+    {'l', 'l', "snapshot", "NAME", "what SOURCE held in this internal snapshot (see info)"},
     {'o', 'o', "options", "cluster_size=SIZE", "qcow2 cluster size, 512 to 2M (64K)"},
     {'b', 'b', "backing", "FILE",
      "what is not written is read from this image; its name is relative to the new image's folder"},
@@ -133,6 +134,9 @@ static int take_option(const char *command, struct image_arguments *arguments, c
 		return check_format(command, value);
 	case 'o':
 		return take_creation_option(command, value, &arguments->cluster_size);
+	case 'l':
+		arguments->snapshot = value;
+		return STATUS_OK;
 	case 'b':
 		arguments->backing = value;
 		return STATUS_OK;
@@ -319,7 +323,7 @@ static void print_json_string(const char *text)
 	putchar('"');
 }
 
-static void print_info_json(const char *path, const struct disk_info *info)
+static void print_info_json(struct disk *disk, const char *path, const struct disk_info *info)
 {
 	printf("{\n    \"filename\": ");
 	print_json_string(path);
@@ -331,13 +335,52 @@ static void print_info_json(const char *path, const struct disk_info *info)
 		printf(",\n    \"backing-filename\": ");
 		print_json_string(info->backing);
 	}
+	for (unsigned i = 0; i < info->snapshots; i++) {
+		struct disk_snapshot snapshot;
+
+		disk_snapshot(disk, i, &snapshot);
+		printf(i ? ",\n        {\"id\": " : ",\n    \"snapshots\": [\n        {\"id\": ");
+		print_json_string(snapshot.id);
+		printf(", \"name\": ");
+		print_json_string(snapshot.name);
+		printf(", \"date-sec\": %llu}", (unsigned long long)snapshot.seconds);
+	}
+	if (info->snapshots)
+		printf("\n    ]");
 	printf(",\n    \"dirty-flag\": %s,\n    \"corrupt-flag\": %s\n}\n", info->dirty ? "true" : "false",
 	       info->corrupt ? "true" : "false");
 }
 
-static void print_info(const char *path, const struct disk_info *info)
+/* What stands in an image may be meant for the terminal. */
+static const char *harmless(char *to, size_t room, const char *text)
 {
-	char size[32], allocated[32], cluster[32];
+	size_t i = 0;
+
+	for (; text[i] && i + 1 < room; i++)
+		to[i] = (char)(iscntrl((unsigned char)text[i]) ? '?' : text[i]);
+	to[i] = '\0';
+	return to;
+}
+
+static void print_snapshots(struct disk *disk, unsigned count)
+{
+	for (unsigned i = 0; i < count; i++) {
+		struct disk_snapshot snapshot;
+		char when[32] = "", name[256], id[64];
+		struct tm date;
+
+		disk_snapshot(disk, i, &snapshot);
+		time_t seconds = (time_t)snapshot.seconds;
+		if (localtime_r(&seconds, &date))
+			strftime(when, sizeof(when), "%Y-%m-%d %H:%M:%S", &date);
+		printf("snapshot:       %s (id %s, %s)\n", harmless(name, sizeof(name), snapshot.name),
+		       harmless(id, sizeof(id), snapshot.id), when);
+	}
+}
+
+static void print_info(struct disk *disk, const char *path, const struct disk_info *info)
+{
+	char size[32], allocated[32], cluster[32], backing[1024];
 
 	printf("image:          %s\nformat:         %s\n", path, info->format);
 	printf("size:           %s (%llu bytes)\n", size_text(size, info->size), (unsigned long long)info->size);
@@ -345,9 +388,10 @@ static void print_info(const char *path, const struct disk_info *info)
 	if (info->cluster_size)
 		printf("cluster size:   %s\n", size_text(cluster, info->cluster_size));
 	if (info->backing)
-		printf("backing file:   %s\n", info->backing);
+		printf("backing file:   %s\n", harmless(backing, sizeof(backing), info->backing));
 	if (info->dirty)
 		printf("not closed:     its reference counts are mended when it is opened for writing\n");
+	print_snapshots(disk, info->snapshots);
 	if (info->corrupt)
 		printf("corrupt:        'ring3 image check --repair' may mend it\n");
 }
@@ -363,9 +407,9 @@ static int image_info(const struct image_arguments *arguments)
 		return STATUS_FAILED;
 	disk_info(disk, &info);
 	if (arguments->json)
-		print_info_json(options.path, &info);
+		print_info_json(disk, options.path, &info);
 	else
-		print_info(options.path, &info);
+		print_info(disk, options.path, &info);
 	disk_close(disk);
 	return finish_stdout();
 }
@@ -425,8 +469,10 @@ static void show_progress(void *owner, uint64_t done, uint64_t total)
 
 static int image_convert(const struct image_arguments *arguments)
 {
-	struct disk_options options = {
-	    .path = arguments->operand[0], .format = arguments->source_format, .readonly = true};
+	struct disk_options options = {.path = arguments->operand[0],
+	                               .format = arguments->source_format,
+	                               .readonly = true,
+	                               .internal_snapshot = arguments->snapshot};
 	struct disk_new image = {
 	    .path = arguments->operand[1],
 	    .format = arguments->format ? arguments->format : "qcow2",

@@ -108,6 +108,20 @@ static void bad_chains(void **state)
 	assert_int_equal(disk_close(open_disk("m.qcow2", NULL)), 0);
 }
 
+static void show_snapshot(const char *path, const char *name, const uint8_t *model, uint64_t size)
+{
+	struct disk_options options = {.path = path, .readonly = true, .internal_snapshot = name};
+	struct disk *disk = disk_open(&options);
+	struct disk_info info;
+
+	assert_non_null(disk);
+	disk_info(disk, &info);
+	assert_int_equal(info.snapshots, 2);
+	assert_int_equal(disk_size(disk), size);
+	model_compare(disk, model, 0, size);
+	assert_int_equal(disk_close(disk), 0);
+}
+
 static void internal_snapshots(void **state)
 {
 	static const char *const options[] = {"cluster_size=65536", "cluster_size=1024",
@@ -134,6 +148,11 @@ static void internal_snapshots(void **state)
 		model_save(at_two, size, "two.raw");
 		run_command("qemu-img convert -l one -O raw s.qcow2 x.raw && cmp x.raw one.raw");
 		run_command("qemu-img convert -l two -O raw s.qcow2 x.raw && cmp x.raw two.raw");
+		show_snapshot("s.qcow2", "one", at_one, size);
+		show_snapshot("s.qcow2", "2", at_two, size);
+		assert_null(
+		    disk_open(&(struct disk_options){.path = "s.qcow2", .readonly = true, .internal_snapshot = "3"}));
+		assert_null(disk_open(&(struct disk_options){.path = "s.qcow2", .internal_snapshot = "one"}));
 		run_command("qemu-img snapshot -d one s.qcow2 && qemu-img check s.qcow2");
 		random_writes(i + 90, "s.qcow2", model, 30);
 		run_command("qemu-img snapshot -a two s.qcow2 && qemu-img compare s.qcow2 two.raw");
@@ -164,6 +183,46 @@ static void compressed_clusters(void **state)
 		if (command_status("qemu-img convert -c -f raw -O qcow2 -o %s start.raw c.qcow2", options[i]))
 			continue; /* qemu-img without zstd */
 		random_writes(i + 110, "c.qcow2", model, 80);
+		free(model);
+	}
+}
+
+/* Sizes that grow and shrink; what comes back is zeros, whatever the backing image holds there. */
+static void resizes(void **state)
+{
+	static const char *const options[] = {"cluster_size=512", "cluster_size=65536", "cluster_size=4096",
+	                                      "compat=0.10,cluster_size=1024"};
+	uint64_t most = 6 * MIB, generator = 9;
+
+	need_qemu_img();
+	for (unsigned i = 0; i < 8; i++) {
+		uint64_t size = 2 * MIB;
+		uint8_t *model;
+
+		model_create(&model, most);
+		random_fill(&generator, model, size);
+		memset(model + size, 0, most - size);
+		run_command("head -c 4M /dev/urandom >b.raw");
+		if (i % 2)
+			run_command("qemu-img create -f qcow2 -o %s -b b.raw -F raw z.qcow2 2M", options[i / 2]);
+		else
+			run_command("qemu-img create -f qcow2 -o %s z.qcow2 2M", options[i / 2]);
+		struct disk *disk = open_disk("z.qcow2", "qcow2");
+		assert_int_equal(disk_write(disk, 0, model, size), 0);
+		for (unsigned j = 0; j < 12; j++) {
+			uint64_t to = random_below(&generator, most / 512) * 512 + 512;
+			char why[DISK_WHY_SIZE] = "";
+
+			assert_int_equal(disk->format->resize(disk, to, why), 0);
+			if (to < size)
+				memset(model + to, 0, size - to);
+			size = to;
+			assert_int_equal(disk_size(disk), size);
+			model_compare(disk, model, 0, size);
+			for (unsigned k = 0; k < 5; k++)
+				random_operation(&generator, disk, model, 100 * KIB);
+		}
+		close_and_compare(disk, model, "z.qcow2", "qcow2");
 		free(model);
 	}
 }
@@ -367,6 +426,7 @@ int main(void)
 	    cmocka_unit_test(bad_chains),
 	    cmocka_unit_test(internal_snapshots),
 	    cmocka_unit_test(compressed_clusters),
+	    cmocka_unit_test(resizes),
 	    cmocka_unit_test(dirty_image),
 	    cmocka_unit_test(corrupt_mark),
 	    cmocka_unit_test(unknown_features),

@@ -198,6 +198,9 @@ struct disk *disk_open(const struct disk_options *options)
 
 	if (disk && options->snapshot && !options->readonly)
 		disk = overlay(disk, why);
+	for (char *at = why; *at; at++)
+		if ((unsigned char)*at < 0x20 || *at == 0x7f)
+			*at = '?'; /* names in an image may be meant for the terminal */
 	if (!disk)
 		log_error("%s", why[0] ? why : "out of memory");
 	else if (disk->probed_raw && !disk->file.readonly && !options->quiet)
@@ -237,6 +240,11 @@ void disk_info(struct disk *disk, struct disk_info *info)
 	if (fstat(disk->file.fd, &stat) == 0)
 		info->allocated = (uint64_t)stat.st_blocks * 512;
 	disk->format->info(disk, info);
+}
+
+void disk_snapshot(struct disk *disk, unsigned index, struct disk_snapshot *snapshot)
+{
+	disk->format->snapshot(disk, index, snapshot);
 }
 
 int disk_readv_stack(struct disk *disk, uint64_t offset, const struct iovec *iov, unsigned count)

@@ -28,8 +28,10 @@ struct disk_options {
 	bool snapshot; /* writes go to an unlinked temporary overlay */
 	enum disk_cache cache;
 	bool no_lock; /* image tools on a read-only source */
-	bool quiet;   /* image tools: no warning that a probed raw image is guarded */
-	bool repair;  /* image tools: opens a qcow2 image for writing that is marked corrupt */
+	const char *
+	    internal_snapshot; /* read-only: what the image held in this one of its own snapshots (name or id); NULL: now */
+	bool quiet;            /* image tools: no warning that a probed raw image is guarded */
+	bool repair;           /* image tools: opens a qcow2 image for writing that is marked corrupt */
 };
 
 enum disk_operation { DISK_READ, DISK_WRITE, DISK_FLUSH, DISK_DISCARD, DISK_WRITE_ZEROES };
@@ -52,6 +54,7 @@ struct disk_info {
 	uint32_t cluster_size; /* 0: none */
 	bool readonly, dirty, corrupt;
 	const char *backing; /* NULL or the name in the image */
+	unsigned snapshots;  /* internal ones: disk_snapshot() */
 };
 
 /* NULL after one logged line ("disk.qcow2: not a qcow2 image (bad magic)"). */
@@ -61,6 +64,12 @@ void disk_submit(struct disk *disk, struct disk_request *request);
 /* Waits until nothing is in flight, flushes, writes the format's metadata, unlocks. 0 or -errno (logged). */
 int disk_close(struct disk *disk);
 uint64_t disk_size(const struct disk *disk);
+struct disk_snapshot {
+	const char *id, *name;
+	uint64_t seconds; /* since 1970 */
+	uint64_t size;    /* of the disk then; 0: not recorded */
+};
+void disk_snapshot(struct disk *disk, unsigned index, struct disk_snapshot *snapshot); /* index < disk_info.snapshots */
 void disk_info(struct disk *disk, struct disk_info *info);
 /* Synchronous, for tools and readers; not while attached. 0 or -errno. */
 int disk_read(struct disk *disk, uint64_t offset, void *buffer, uint64_t length);

@@ -52,6 +52,7 @@ struct disk_format {
 	/* For tools: the kind of the extent at `offset`, may block. */
 	int (*extent)(struct disk *disk, uint64_t offset, uint64_t length, struct disk_extent *extent);
 	void (*info)(struct disk *disk, struct disk_info *info);
+	void (*snapshot)(struct disk *disk, unsigned index, struct disk_snapshot *snapshot); /* NULL: has none ever */
 	int (*resize)(struct disk *disk, uint64_t size, char *why);
 	int (*check)(struct disk *disk, bool repair, struct disk_check *result, char *why);
 	/* A new image in an empty, open file. */

@@ -71,6 +71,36 @@ static int read_tables(struct qcow2 *q, char *why)
 	return error ? error : qcow2_read_snapshots(q, why);
 }
 
+/* The image as it was: the snapshot's L1 table takes the place of the active one. */
+static int show_snapshot(struct qcow2 *q, const char *name, char *why)
+{
+	unsigned shift = q->cluster_bits + q->l2_bits;
+	const struct snapshot *found = NULL;
+	int error;
+
+	for (uint32_t i = 0; i < q->snapshot_count && !found; i++)
+		if (strcmp(q->snapshots[i].name, name) == 0 || strcmp(q->snapshots[i].id, name) == 0)
+			found = &q->snapshots[i];
+	if (!found || !q->disk->file.readonly) {
+		snprintf(why, DISK_WHY_SIZE,
+		         found ? "%s: snapshot '%.64s' can only be read" : "%s: has no snapshot '%.64s'",
+		         q->disk->file.path, name);
+		return -EINVAL;
+	}
+	uint64_t size = found->disk_size ? found->disk_size : q->disk->size;
+	if ((size >> shift) + !!(size & ((1ull << shift) - 1)) > found->l1_size)
+		return qcow2_bad(q->disk, why, "a snapshot's L1 table has the wrong size");
+	uint64_t *l1 = qcow2_read_words(q, found->l1_offset, found->l1_size, &error);
+	if (!l1)
+		return error;
+	free(q->l1);
+	q->l1 = l1;
+	q->l1_size = found->l1_size;
+	q->l1_offset = found->l1_offset;
+	q->disk->size = size;
+	return 0;
+}
+
 static int qcow2_open(struct disk *disk, char *why)
 {
 	struct qcow2 *q = calloc(1, sizeof(*q));
@@ -91,6 +121,8 @@ static int qcow2_open(struct disk *disk, char *why)
 		q->file_clusters = ((uint64_t)size + q->cluster_size - 1) >> q->cluster_bits;
 		error = read_tables(q, why);
 	}
+	if (!error && disk->options.internal_snapshot)
+		error = show_snapshot(q, disk->options.internal_snapshot, why);
 	if (!error)
 		error = qcow2_open_backing(q, header, why);
 	if (!error && !disk->file.readonly)
@@ -142,6 +174,15 @@ static void qcow2_info(struct disk *disk, struct disk_info *info)
 	info->dirty = q->incompatible & INCOMPATIBLE_DIRTY;
 	info->corrupt = q->incompatible & INCOMPATIBLE_CORRUPT;
 	info->backing = q->backing_name;
+	info->snapshots = q->snapshot_count;
+}
+
+static void qcow2_snapshot(struct disk *disk, unsigned index, struct disk_snapshot *snapshot)
+{
+	const struct snapshot *entry = &((struct qcow2 *)disk->data)->snapshots[index];
+
+	*snapshot = (struct disk_snapshot){
+	    .id = entry->id, .name = entry->name, .seconds = entry->seconds, .size = entry->disk_size};
 }
 
 /* ---- resizing ---- */
@@ -265,6 +306,7 @@ const struct disk_format disk_format_qcow2 = {
     .unmap = qcow2_unmap,
     .extent = qcow2_extent,
     .info = qcow2_info,
+    .snapshot = qcow2_snapshot,
     .resize = qcow2_resize,
     .check = qcow2_check,
     .create = qcow2_create,

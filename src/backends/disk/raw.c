@@ -23,6 +23,10 @@ static int raw_open(struct disk *disk, char *why)
 		snprintf(why, DISK_WHY_SIZE, "%s: size unknown: %s", disk->file.path, strerror((int)-size));
 		return (int)size;
 	}
+	if (disk->options.internal_snapshot) {
+		snprintf(why, DISK_WHY_SIZE, "%s: a raw image has no snapshots", disk->file.path);
+		return -EINVAL;
+	}
 	/* A file that ends within a sector: the rest of it reads as zeros, and the first write there extends the file.
 	 */
 	disk->size = ((uint64_t)size + SECTOR - 1) & ~(uint64_t)(SECTOR - 1);
