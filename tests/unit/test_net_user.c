@@ -293,6 +293,19 @@ static void ipv6(void **state)
 		free(answer);
 	assert_memory_equal(answer->data + 62, gateway, 16);
 	free(answer);
+	/* Echo: from the gateway, and from nobody else. */
+	static const uint8_t elsewhere[16] = {0x20, 0x01, [15] = 1}, own[16] = {0xfe, 0xc0, [15] = 0x15};
+	for (unsigned i = 0; i < 2; i++) {
+		rig_ipv6(frame, own, i ? gateway : elsewhere, IPPROTO_ICMPV6, 32);
+		memset(frame + 54, (int)i, 32);
+		frame[54] = 128;
+		frame[55] = 0;
+		rig_transport_finish(frame, 54, 2, 86);
+		rig_send(&rig, frame, 86);
+	}
+	struct net_counters counters;
+	net_counters(rig.net, &counters);
+	assert_int_equal(counters.sent_dropped, 1);
 	close_user();
 }
 

@@ -273,15 +273,18 @@ static bool admit_udp(const struct offload_packet *packet, const uint8_t *frame)
 	return get16(udp + 4) == packet->length - packet->transport && get16(udp + 2) != PORT_TFTP;
 }
 
-/* Echo; router and neighbour solicitations and advertisements of neighbours, with their fixed parts: RFC 4861 4. */
-static bool admit_icmpv6(const struct offload_packet *packet, const uint8_t *frame)
+/* Router and neighbour solicitations and advertisements of neighbours, with their fixed parts (RFC 4861 4); echo. */
+static bool admit_icmpv6(const struct slirp_guard *guard, const struct offload_packet *packet, const uint8_t *frame)
 {
+	static const uint8_t link_local[16] = {0xfe, 0x80, [15] = 2};
+	const uint8_t *target = frame + packet->network + 24;
 	size_t length = packet->length - packet->transport;
 
 	if (length < 8)
 		return false;
 	switch (frame[packet->transport]) {
-	case 128:
+	case 128: /* libslirp complains on stderr of each one to somebody else */
+		return memcmp(target, guard->host6, 16) == 0 || memcmp(target, link_local, 16) == 0;
 	case 133:
 		return true;
 	case 135:
@@ -337,8 +340,8 @@ static size_t admit_ipv4(struct slirp_guard *guard, uint8_t **frame, size_t leng
 		return admit_tcp(guard, &packet, *frame, mtu, wide) ? length : 0;
 	case IPPROTO_UDP:
 		return admit_udp(&packet, *frame) ? length : 0;
-	case IPPROTO_ICMP:
-		return length - packet.transport >= 8 ? length : 0;
+	case IPPROTO_ICMP: /* echo */
+		return length - packet.transport >= 8 && (*frame)[packet.transport] == 8 ? length : 0;
 	default:
 		return 0;
 	}
@@ -364,7 +367,7 @@ static size_t admit_ipv6(struct slirp_guard *guard, uint8_t *frame, size_t lengt
 	case IPPROTO_UDP:
 		return source_valid_ipv6(&packet, frame) && admit_udp(&packet, frame) ? length : 0;
 	case IPPROTO_ICMPV6:
-		return admit_icmpv6(&packet, frame) && source_valid_ipv6(&packet, frame) ? length : 0;
+		return admit_icmpv6(guard, &packet, frame) && source_valid_ipv6(&packet, frame) ? length : 0;
 	default:
 		return 0;
 	}

@@ -38,6 +38,7 @@ struct slirp_guard {
 		uint16_t mss; /* 0: free */
 	} flow[GUARD_FLOWS];
 	uint32_t seed;
+	uint8_t host6[16]; /* libslirp's own address; echo requests go to it and nowhere else. The owner's to set */
 };
 
 void slirp_guard_init(struct slirp_guard *guard);

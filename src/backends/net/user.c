@@ -493,6 +493,7 @@ static Slirp *slirp_create(struct user *user, const struct net_options *options)
 	config.vhost6 = config.vnameserver6 = config.vprefix_addr6;
 	config.vhost6.s6_addr[15] |= 2;
 	config.vnameserver6.s6_addr[15] |= 3;
+	memcpy(user->guard.host6, &config.vhost6, sizeof(user->guard.host6));
 	return slirp_new(&config, &slirp_callbacks, user);
 }
 
