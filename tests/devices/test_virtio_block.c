@@ -243,7 +243,7 @@ static void test_flood(void **context)
 		unsigned sent[4] = {0};
 		for (unsigned i = 0; i < 200; i++) {
 			unsigned queue = random_below(&random, 4);
-			uint64_t place = 0x60000 + 0x1000 * (i % 64);
+			uint64_t place = 0x400000 + 0x1000 * i;
 			bool in = random_below(&random, 2);
 			const struct driver_buffer buffers[] = {
 			    {place, 16, false}, {place + 0x200, 2048, in}, {place + 16, 1, true}};
