@@ -20,7 +20,9 @@ guest_main:
 	ret
 
 count:
-	; Divide by 16, masked: it counts down, stops at 0.
+	; Divide by 16, masked: it counts down, stops at 0. (The host may be away at any moment: what depends on time has several tries.)
+	mov	ebp, 20
+.try:
 	LAPIC_WRITE DIVIDE, 3
 	LAPIC_READ eax, DIVIDE
 	CHECK	rax, 3
@@ -36,7 +38,7 @@ count:
 	mov	[ticks], ebx
 	LAPIC_READ eax, INITIAL
 	CHECK32	eax, 0xffffffff
-	; Half the divider: twice as fast (the host may disturb a bit).
+	; Another divider: 16 times as fast.
 	LAPIC_WRITE DIVIDE, 0xb			; by 1
 	LAPIC_WRITE INITIAL, 0xffffffff
 	LAPIC_READ ebx, CURRENT
@@ -47,7 +49,16 @@ count:
 	mov	eax, [ticks]
 	shl	eax, 3
 	cmp	ebx, eax
-	HOLDS	a, "divider 1 is faster than 16 by 8 at least"
+	jbe	.again
+	shl	eax, 2
+	cmp	ebx, eax
+	jb	.right
+.again:
+	dec	ebp
+	jnz	.try
+.right:
+	test	ebp, ebp
+	HOLDS	nz, "divider 1 is 8 to 32 times as fast as 16"
 	; Initial count 0 stops it.
 	LAPIC_WRITE INITIAL, 0
 	LAPIC_READ eax, CURRENT
@@ -138,13 +149,19 @@ periodic:
 	cmp	dword [IRQ_COUNT(V)], 10
 	jb	.halt
 	call	check_passed
-	; The rate, by the 8254: 300 ms.
+	; The rate, by the 8254. Ticks that come while the processor is away are one, so this has several tries.
+	mov	ebp, 20
+.rate:
 	call	irq_forget
-	mov	ecx, 300
+	mov	ecx, 100
 	call	delay_ms
-	mov	eax, [IRQ_COUNT(V)]
-	cmp	eax, 25
-	HOLDS	ae, "periodic interrupts in 300 ms"
+	cmp	dword [IRQ_COUNT(V)], 8
+	jae	.enough
+	dec	ebp
+	jnz	.rate
+.enough:
+	test	ebp, ebp
+	HOLDS	nz, "8 periodic interrupts in 100 ms"
 	; The count is loaded again and again.
 	mov	ebp, 100
 .count:	LAPIC_READ eax, CURRENT

@@ -107,7 +107,7 @@ goes_on:
 .changed:
 	call	check_passed
 	mov	bl, al
-	mov	ecx, 150
+	mov	ecx, 30
 	call	delay_ms
 	CMOS_READ 0
 	cmp	al, bl
