@@ -224,6 +224,12 @@ int disk_close(struct disk *disk)
 	return error;
 }
 
+void disk_drain(struct disk *disk)
+{
+	if (disk->aio)
+		disk_aio_drain(disk->aio);
+}
+
 uint64_t disk_size(const struct disk *disk)
 {
 	return disk->size;

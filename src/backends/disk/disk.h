@@ -57,18 +57,21 @@ struct disk_info {
 	unsigned snapshots;  /* internal ones: disk_snapshot() */
 };
 
-/* NULL after one logged line ("disk.qcow2: not a qcow2 image (bad magic)"). */
-struct disk *disk_open(const struct disk_options *options);
-int disk_attach(struct disk *disk, struct event_loop *loop); /* 0 or -errno: from now on disk_submit() may be used */
-void disk_submit(struct disk *disk, struct disk_request *request);
-/* Waits until nothing is in flight, flushes, writes the format's metadata, unlocks. 0 or -errno (logged). */
-int disk_close(struct disk *disk);
-uint64_t disk_size(const struct disk *disk);
 struct disk_snapshot {
 	const char *id, *name;
 	uint64_t seconds; /* since 1970 */
 	uint64_t size;    /* of the disk then; 0: not recorded */
 };
+
+/* NULL after one logged line ("disk.qcow2: not a qcow2 image (bad magic)"). */
+struct disk *disk_open(const struct disk_options *options);
+int disk_attach(struct disk *disk, struct event_loop *loop); /* 0 or -errno: from now on disk_submit() may be used */
+void disk_submit(struct disk *disk, struct disk_request *request);
+/* Waits until nothing is in flight; completions run in it. The loop's thread, or with the loop stopped. */
+void disk_drain(struct disk *disk);
+/* Waits until nothing is in flight, flushes, writes the format's metadata, unlocks. 0 or -errno (logged). */
+int disk_close(struct disk *disk);
+uint64_t disk_size(const struct disk *disk);
 void disk_snapshot(struct disk *disk, unsigned index, struct disk_snapshot *snapshot); /* index < disk_info.snapshots */
 void disk_info(struct disk *disk, struct disk_info *info);
 /* Synchronous, for tools and readers; not while attached. 0 or -errno. */
