@@ -26,6 +26,17 @@ static uint64_t dirty_words(const struct memory *memory)
 	return (memory->page_count + PAGES_PER_WORD - 1) / PAGES_PER_WORD;
 }
 
+/*
+ * Processors and devices race for guest memory by nature (what a device reads there it copies once): nothing for the
+ * thread sanitizer.
+ */
+#ifdef __SANITIZE_THREAD__
+void AnnotateBenignRaceSized(const char *file, int line, const volatile void *start, size_t bytes, const char *what);
+#define racy(start, bytes) AnnotateBenignRaceSized(__FILE__, __LINE__, start, bytes, "guest memory")
+#else
+#define racy(start, bytes) (void)0
+#endif
+
 static int map_ram(struct memory *memory)
 {
 	memory->fd = memfd_create("guest-ram", MFD_CLOEXEC);
@@ -37,12 +48,14 @@ static int map_ram(struct memory *memory)
 	if (low == MAP_FAILED)
 		return -errno;
 	memory->low = low;
+	racy(low, memory->low_size);
 	if (memory->high_size) {
 		void *high = mmap(NULL, memory->high_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
 		                  memory->fd, (off_t)memory->low_size);
 		if (high == MAP_FAILED)
 			return -errno;
 		memory->high = high;
+		racy(high, memory->high_size);
 	}
 	return 0;
 }

@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -141,10 +142,11 @@ struct race {
 static void *race_writer(void *argument)
 {
 	struct race *race = argument;
-	volatile uint8_t *byte = memory_pointer(&race->memory, 0x8000, 1);
+	_Atomic uint8_t *byte = memory_pointer(&race->memory, 0x8000, 1);
 
 	for (unsigned i = 0; i < ROUNDS; i++) {
-		*byte = (uint8_t)(*byte + 1);
+		uint8_t old = atomic_load_explicit(byte, memory_order_relaxed);
+		atomic_store_explicit(byte, (uint8_t)(old + 1), memory_order_relaxed);
 		memory_written(&race->memory, 0x8000, 1);
 	}
 	race->stop = true;
@@ -159,13 +161,13 @@ static void test_race(void **state)
 	pthread_t thread;
 
 	assert_int_equal(memory_create(&race.memory, MIB), 0);
-	const volatile uint8_t *byte = memory_pointer(&race.memory, 0x8000, 1);
+	const _Atomic uint8_t *byte = memory_pointer(&race.memory, 0x8000, 1);
 	assert_int_equal(pthread_create(&thread, NULL, race_writer, &race), 0);
 	uint32_t generation;
 	uint8_t seen;
 	do {
 		generation = memory_watch_code(&race.memory, 0x8000);
-		seen = *byte;
+		seen = atomic_load_explicit(byte, memory_order_relaxed);
 	} while (!race.stop);
 	pthread_join(thread, NULL);
 	assert_true(seen == *byte || generation != memory_code_generation(&race.memory, 0x8000));
