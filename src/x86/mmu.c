@@ -94,7 +94,7 @@ static void begin_epoch(struct mmu *mmu, int kind, uint64_t linear)
 {
 	mmu->epoch++;
 	mmu->note[mmu->epoch % MMU_FLUSH_NOTES] =
-		(struct mmu_flush_note){.epoch = mmu->epoch, .linear = linear, .kind = kind};
+	    (struct mmu_flush_note){.epoch = mmu->epoch, .linear = linear, .kind = kind};
 }
 
 static void flush_except(struct vcpu *vcpu, const uint64_t *keep)

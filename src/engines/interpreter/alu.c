@@ -78,7 +78,8 @@ SIZES(UNARY, neg, "neg")
 		return flags;                                                                                          \
 	}
 NOT(8)
-NOT(16) NOT(32) NOT(64)
+NOT(16)
+NOT(32) NOT(64)
 
 /* Operations that write their first operand, which is a register, by a register, immediate or memory; or memory, by
  * register or immediate. */
