@@ -161,7 +161,7 @@ timer:
 	and	eax, 0xffffff
 	cmp	eax, 178000
 	HOLDS	ae, "50 ms of the ACPI timer"
-	cmp	eax, 178000 * 10
+	cmp	eax, 178000 * 60
 	jb	.right
 	dec	ebp
 	jnz	.again
