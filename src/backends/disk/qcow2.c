@@ -62,8 +62,12 @@ static void qcow2_free(struct qcow2 *q)
 
 static int read_tables(struct qcow2 *q, char *why)
 {
+	uint64_t l1_end = (q->l1_offset + (uint64_t)q->l1_size * 8 + q->cluster_size - 1) >> q->cluster_bits;
+	uint64_t reftable_end = (q->reftable_offset + q->reftable_entries * 8 + q->cluster_size - 1) >> q->cluster_bits;
 	int error = qcow2_caches_create(q);
 
+	if (l1_end > q->file_clusters || reftable_end > q->file_clusters)
+		return qcow2_bad(q->disk, why, "a table lies behind the end of the file");
 	if (!error)
 		q->l1 = qcow2_read_words(q, q->l1_offset, q->l1_size, &error);
 	if (!error)
