@@ -1,4 +1,5 @@
-; Call gates of 32-bit protected mode, 32- and 16-bit: privilege, parameters, stacks, error codes (SDM 3A 5.8.3 to 5.8.6).
+; Call gates of 32-bit protected mode, 32- and 16-bit: privilege, parameters, stacks, error codes (SDM 3A 5.8.3 to
+; 5.8.6).
 %define GUEST "callgate32"
 %define GUEST_BITS 32
 %include "guest.inc"

@@ -1,4 +1,5 @@
-; CPUID: leaves within bounds, features that agree with what the processor does, brand string, topology, hypervisor leaf.
+; CPUID: leaves within bounds, features that agree with what the processor does, brand string, topology, hypervisor
+; leaf.
 %define GUEST "cpuid"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; Debug exceptions: single step, RF, the shadows of MOV SS and STI, DR0-7 code, data and I/O breakpoints, general detect, INT1
-; (SDM 3B 18.2, 18.3; 3A 6.8.3).
+; Debug exceptions: single step, RF, the shadows of MOV SS and STI, DR0-7 code, data and I/O breakpoints, general
+; detect, INT1 (SDM 3B 18.2, 18.3; 3A 6.8.3).
 %define GUEST "debug"
 %define GUEST_BITS 64
 %include "guest.inc"

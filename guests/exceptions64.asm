@@ -1,5 +1,5 @@
-; Exceptions in 64-bit mode: error codes, stack alignment and switching, IST, gates that are wrong, software interrupts and DPL
-; (SDM 3A 6.12 to 6.14).
+; Exceptions in 64-bit mode: error codes, stack alignment and switching, IST, gates that are wrong, software
+; interrupts and DPL (SDM 3A 6.12 to 6.14).
 %define GUEST "exceptions64"
 %define GUEST_BITS 64
 %include "guest.inc"

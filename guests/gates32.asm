@@ -1,5 +1,5 @@
-; 32-bit protected mode: interrupt, trap and 16-bit gates, software interrupts, stacks of inner levels, error codes; IRET within and between
-; levels (SDM 3A 6.12, 6.13).
+; 32-bit protected mode: interrupt, trap and 16-bit gates, software interrupts, stacks of inner levels, error codes;
+; IRET within and between levels (SDM 3A 6.12, 6.13).
 %define GUEST "gates32"
 %define GUEST_BITS 32
 %include "guest.inc"

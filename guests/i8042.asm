@@ -1,5 +1,5 @@
-; The keyboard controller: self-test, command byte, output port and A20, keyboard and mouse queues by the controller's own loop-back
-; commands, interrupts, reset line left alone (8042, PS/2 reference).
+; The keyboard controller: self-test, command byte, output port and A20, keyboard and mouse queues by the controller's
+; own loop-back commands, interrupts, reset line left alone (8042, PS/2 reference).
 %define GUEST "i8042"
 %define GUEST_BITS 64
 %include "guest.inc"

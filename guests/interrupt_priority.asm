@@ -1,4 +1,5 @@
-; The local APIC's priorities: IRR and ISR, nesting, TPR and CR8, PPR, EOI, spurious interrupts, the shadow of STI (SDM 3A 10.8).
+; The local APIC's priorities: IRR and ISR, nesting, TPR and CR8, PPR, EOI, spurious interrupts, the shadow of STI
+; (SDM 3A 10.8).
 %define GUEST "interrupt_priority"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; The I/O APIC: registers, edge and level interrupts with remote IRR and EOI, masking, delivery modes, the timer's pin (82093AA).
-; Pins are pulled by the 8254 (pin 2), the RTC (pin 8) and the serial port (pin 4, with its loopback).
+; The I/O APIC: registers, edge and level interrupts with remote IRR and EOI, masking, delivery modes, the timer's pin
+; (82093AA). Pins are pulled by the 8254 (pin 2), the RTC (pin 8) and the serial port (pin 4, with its loopback).
 %define GUEST "ioapic"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,4 +1,5 @@
-; IRET in 64-bit mode: to the same and to outer levels, to compatibility mode, all operand sizes, and what it refuses (SDM 2A IRET).
+; IRET in 64-bit mode: to the same and to outer levels, to compatibility mode, all operand sizes, and what it refuses
+; (SDM 2A IRET).
 %define GUEST "iret64"
 %define GUEST_BITS 64
 %include "guest.inc"

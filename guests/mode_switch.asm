@@ -1,5 +1,5 @@
-; Round trips between modes: 64-bit, compatibility, 32-bit protected with and without paging, real mode and back; what EFER, CR0 and CR4
-; allow on the way (SDM 3A 9.8.5).
+; Round trips between modes: 64-bit, compatibility, 32-bit protected with and without paging, real mode and back; what
+; EFER, CR0 and CR4 allow on the way (SDM 3A 9.8.5).
 %define GUEST "mode_switch"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; 32-bit paging without and with PSE: 4 KiB and 4 MiB pages, permissions, accessed and dirty bits, error codes, CR2, CR3 and CR4
-; (SDM 3A 4.3, 4.6 to 4.8).
+; 32-bit paging without and with PSE: 4 KiB and 4 MiB pages, permissions, accessed and dirty bits, error codes, CR2,
+; CR3 and CR4 (SDM 3A 4.3, 4.6 to 4.8).
 %define GUEST "paging32"
 %define GUEST_BITS 32
 %include "guest.inc"

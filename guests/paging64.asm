@@ -1,5 +1,5 @@
-; 4-level paging: translation by 4 KiB, 2 MiB and 1 GiB pages, permissions, accessed and dirty bits, reserved bits, exact error codes and CR2
-; (SDM 3A 4.5 to 4.8).
+; 4-level paging: translation by 4 KiB, 2 MiB and 1 GiB pages, permissions, accessed and dirty bits, reserved bits,
+; exact error codes and CR2 (SDM 3A 4.5 to 4.8).
 %define GUEST "paging64"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,4 +1,5 @@
-; 8259 pair and 8254: interrupts, masks, priorities, EOI forms, spurious ones, polling; PIT modes, latch and read-back, rates; HLT and the timer.
+; 8259 pair and 8254: interrupts, masks, priorities, EOI forms, spurious ones, polling; PIT modes, latch and
+; read-back, rates; HLT and the timer.
 %define GUEST "pic_pit"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,4 +1,5 @@
-; The ACPI timer, found by the tables: RSDP, XSDT or RSDT, checksums, FADT, MADT, DSDT; the timer against the 8254; PM1 registers.
+; The ACPI timer, found by the tables: RSDP, XSDT or RSDT, checksums, FADT, MADT, DSDT; the timer against the 8254;
+; PM1 registers.
 %define GUEST "pm_timer"
 %define GUEST_BITS 64
 %include "guest.inc"

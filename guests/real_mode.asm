@@ -1,5 +1,5 @@
-; Real mode: addresses, limits, the IVT, far transfers, 16- and 32-bit operands, and segments with limits from protected mode
-; ("unreal" mode) (SDM 3B chapter 21).
+; Real mode: addresses, limits, the IVT, far transfers, 16- and 32-bit operands, and segments with limits from
+; protected mode ("unreal" mode) (SDM 3B chapter 21).
 %define GUEST "real_mode"
 %define GUEST_BITS 32
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; Code that is written while it runs: the next instruction, the next iteration, other pages, aliases, by string instructions, across pages, and
-; by a change of the mapping (SDM 3A 8.1.3, 11.6).
+; Code that is written while it runs: the next instruction, the next iteration, other pages, aliases, by string
+; instructions, across pages, and by a change of the mapping (SDM 3A 8.1.3, 11.6).
 %define GUEST "self_modifying"
 %define GUEST_BITS 64
 %include "guest.inc"

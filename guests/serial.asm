@@ -1,5 +1,5 @@
-; The 16550A on COM1, in its loopback: registers, divisor, FIFO and its triggers, line and modem status, interrupts and their order
-; (NS16550A data sheet).
+; The 16550A on COM1, in its loopback: registers, divisor, FIFO and its triggers, line and modem status, interrupts
+; and their order (NS16550A data sheet).
 %define GUEST "serial"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; Processors and memory: locked instructions under contention, total store order (litmus tests), split locks, a spin lock, CMPXCHG16B
-; (SDM 3A 8.1, 8.2).
+; Processors and memory: locked instructions under contention, total store order (litmus tests), split locks, a spin
+; lock, CMPXCHG16B (SDM 3A 8.1, 8.2).
 %define GUEST "smp_memory"
 %define GUEST_BITS 64
 %define GUEST_CPUS 4
@@ -141,8 +141,9 @@ tickets:
 	jnz	.next
 	ret
 
-; Every litmus test runs over arrays of cells, without a rendezvous for each (with more processors than the host has, that would take for ever):
-; all meet, each goes through all cells (R12 is the cell's offset), all meet, one checks and clears.
+; Every litmus test runs over arrays of cells, without a rendezvous for each (with more processors than the host has,
+; that would take for ever): all meet, each goes through all cells (R12 is the cell's offset), all meet, one checks
+; and clears.
 %macro LITMUS_BEGIN 0
 	mov	dword [errors], 0
 	mov	ebp, LITMUS

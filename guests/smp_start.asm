@@ -1,4 +1,5 @@
-; Starting processors: state after SIPI, APIC IDs, INIT of a running one, SIPI of one that runs, IPIs between all, by all destinations.
+; Starting processors: state after SIPI, APIC IDs, INIT of a running one, SIPI of one that runs, IPIs between all, by
+; all destinations.
 %define GUEST "smp_start"
 %define GUEST_BITS 64
 %define GUEST_CPUS 4

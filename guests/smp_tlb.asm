@@ -1,5 +1,5 @@
-; TLB shoot-down by IPI, page tables changed under running processors, accessed and dirty bits set by several at once, code that another
-; processor modifies (SDM 3A 4.10.5, 8.1.3).
+; TLB shoot-down by IPI, page tables changed under running processors, accessed and dirty bits set by several at once,
+; code that another processor modifies (SDM 3A 4.10.5, 8.1.3).
 %define GUEST "smp_tlb"
 %define GUEST_BITS 64
 %define GUEST_CPUS 4

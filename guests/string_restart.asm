@@ -1,5 +1,5 @@
-; String instructions that fault in the middle go on where they stopped; page-crossing accesses and instructions with a page that comes and
-; goes; both directions, all sizes (SDM 1 7.3.9).
+; String instructions that fault in the middle go on where they stopped; page-crossing accesses and instructions with
+; a page that comes and goes; both directions, all sizes (SDM 1 7.3.9).
 %define GUEST "string_restart"
 %define GUEST_BITS 64
 %include "guest.inc"

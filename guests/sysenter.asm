@@ -1,5 +1,5 @@
-; SYSCALL and SYSRET, SYSENTER and SYSEXIT, from 64-bit and compatibility mode. Where vendors differ, CPUID says what to expect
-; (APM 3 SYSCALL, SYSRET, SYSENTER; SDM 2B).
+; SYSCALL and SYSRET, SYSENTER and SYSEXIT, from 64-bit and compatibility mode. Where vendors differ, CPUID says what
+; to expect (APM 3 SYSCALL, SYSRET, SYSENTER; SDM 2B).
 %define GUEST "sysenter"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,5 +1,5 @@
-; Hardware task switches: JMP, CALL, IRET, task gates in GDT and IDT, 16- and 32-bit TSSs, what is saved and loaded, busy bits and
-; back links, the T flag, and what is refused (SDM 3A chapter 8).
+; Hardware task switches: JMP, CALL, IRET, task gates in GDT and IDT, 16- and 32-bit TSSs, what is saved and loaded,
+; busy bits and back links, the T flag, and what is refused (SDM 3A chapter 8).
 %define GUEST "tasks"
 %define GUEST_BITS 32
 %include "guest.inc"

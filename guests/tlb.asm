@@ -1,5 +1,6 @@
-; What must leave the TLB, and when: INVLPG, MOV CR3, CR4, global pages, PCID, INVPCID (SDM 3A 4.10). Whether something stays cached is a
-; processor's choice, so only what must be fresh is checked, and what must not be flushed is at least still right.
+; What must leave the TLB, and when: INVLPG, MOV CR3, CR4, global pages, PCID, INVPCID (SDM 3A 4.10). Whether
+; something stays cached is a processor's choice, so only what must be fresh is checked, and what must not be flushed
+; is at least still right.
 %define GUEST "tlb"
 %define GUEST_BITS 64
 %include "guest.inc"

@@ -1,4 +1,5 @@
-; x2APIC mode: how it is entered and left, registers as MSRs, what they refuse, self-IPI, ICR, interrupts (SDM 3A 10.12).
+; x2APIC mode: how it is entered and left, registers as MSRs, what they refuse, self-IPI, ICR, interrupts (SDM 3A
+; 10.12).
 %define GUEST "x2apic"
 %define GUEST_BITS 64
 %include "guest.inc"
