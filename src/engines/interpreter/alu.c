@@ -79,7 +79,8 @@ SIZES(UNARY, neg, "neg")
 	}
 NOT(8)
 NOT(16)
-NOT(32) NOT(64)
+NOT(32)
+NOT(64)
 
 /* Operations that write their first operand, which is a register, by a register, immediate or memory; or memory, by
  * register or immediate. */
@@ -169,14 +170,17 @@ NOT(32) NOT(64)
 
 #define ALL_SIZES(M, name, m8, m16, m32, m64) M(name, 8, m8) M(name, 16, m16) M(name, 32, m32) M(name, 64, m64)
 
-    ALL_SIZES(WRITING, add, RARE, RARE, HOT, HOT) ALL_SIZES(WRITING, or, RARE, RARE, HOT, HOT)
-        ALL_SIZES(WRITING, adc, RARE, RARE, RARE, RARE) ALL_SIZES(WRITING, sbb, RARE, RARE, RARE, RARE)
-            ALL_SIZES(WRITING, and, RARE, RARE, HOT, HOT) ALL_SIZES(WRITING, sub, RARE, RARE, HOT, HOT)
-                ALL_SIZES(WRITING, xor, RARE, RARE, HOT, HOT) ALL_SIZES(COMPARING, cmp, HOT, HOT, HOT, HOT)
-                    ALL_SIZES(COMPARING, test, HOT, RARE, HOT, HOT) ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT)
-                        ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
-                            ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE)
-                                ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
+ALL_SIZES(WRITING, add, RARE, RARE, HOT, HOT)
+ALL_SIZES(WRITING, or, RARE, RARE, HOT, HOT)
+ALL_SIZES(WRITING, adc, RARE, RARE, RARE, RARE)
+ALL_SIZES(WRITING, sbb, RARE, RARE, RARE, RARE)
+ALL_SIZES(WRITING, and, RARE, RARE, HOT, HOT)
+ALL_SIZES(WRITING, sub, RARE, RARE, HOT, HOT)
+ALL_SIZES(WRITING, xor, RARE, RARE, HOT, HOT)
+ALL_SIZES(COMPARING, cmp, HOT, HOT, HOT, HOT)
+ALL_SIZES(COMPARING, test, HOT, RARE, HOT, HOT)
+ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT) ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
+    ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE) ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
 
     /* XOR r, r and SUB r, r of one register, 32 or 64 bits: the usual way to write a zero. AF as the silicon leaves it.
      */
