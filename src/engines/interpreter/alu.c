@@ -170,6 +170,7 @@ NOT(64)
 
 #define ALL_SIZES(M, name, m8, m16, m32, m64) M(name, 8, m8) M(name, 16, m16) M(name, 32, m32) M(name, 64, m64)
 
+/* clang-format off: a list of macros */
 ALL_SIZES(WRITING, add, RARE, RARE, HOT, HOT)
 ALL_SIZES(WRITING, or, RARE, RARE, HOT, HOT)
 ALL_SIZES(WRITING, adc, RARE, RARE, RARE, RARE)
@@ -179,12 +180,15 @@ ALL_SIZES(WRITING, sub, RARE, RARE, HOT, HOT)
 ALL_SIZES(WRITING, xor, RARE, RARE, HOT, HOT)
 ALL_SIZES(COMPARING, cmp, HOT, HOT, HOT, HOT)
 ALL_SIZES(COMPARING, test, HOT, RARE, HOT, HOT)
-ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT) ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
-    ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE) ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
+ALL_SIZES(UNARY_HANDLERS, inc, RARE, RARE, HOT, HOT)
+ALL_SIZES(UNARY_HANDLERS, dec, RARE, RARE, HOT, HOT)
+ALL_SIZES(UNARY_HANDLERS, neg, RARE, RARE, RARE, RARE)
+ALL_SIZES(UNARY_HANDLERS, not, RARE, RARE, RARE, RARE)
+/* clang-format on */
 
-    /* XOR r, r and SUB r, r of one register, 32 or 64 bits: the usual way to write a zero. AF as the silicon leaves it.
+/* XOR r, r and SUB r, r of one register, 32 or 64 bits: the usual way to write a zero. AF as the silicon leaves it.
      */
-    static void zero_register(PARAMETERS)
+static void zero_register(PARAMETERS)
 {
 	REG64(insn->a) = 0;
 	flags = HOT_ZF | HOT_PF | 0x0200;
