@@ -2,26 +2,26 @@
  * The translator: hot blocks of the interpreter become host code.
  *
  * It is a tier of the interpreter, not an engine beside it: it takes the interpreter's decoded blocks, run loop, code
- *watch and events, and gives any instruction that it does not translate back to the interpreter's slot of that
- *instruction. So every behaviour is the interpreter's, and only speed is added.
+ * watch and events, and gives any instruction that it does not translate back to the interpreter's slot of that
+ * instruction. So every behaviour is the interpreter's, and only speed is added.
  *
  *	interpreter block:  [heat | slot | slot | ... ]     the heat slot counts entries, then translates, then enters:
  *	                       |
  *	                       v enter trampoline: guest registers into host registers
  *	translated block:   B: flags from memory   A: checks   code ...   exits
- *	                       |                                            |-> another block, directly, through its
- *link |                                            |-> the run loop, or a slot of the interpreter
+ *	                       |                                            |-> another block, through its link
+ *	                       |                                            |-> the run loop, or a slot of the interpreter
  *
  * Registers in translated code. Guest RAX-RDI, R8, R12-R15 are in the host registers of the same number; guest RSP is
- *in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All data
- *of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the guest's
- *while `vector_live`.
+ * in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All
+ * data of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the
+ * guest's while `vector_live`.
  *
  * Flags. Guest arithmetic flags are in the host's EFLAGS, or, where a check would destroy live ones, in `flags` (the
- *form of flags.h). A block has two entries: B takes them from `flags`, A from EFLAGS.
+ * form of flags.h). A block has two entries: B takes them from `flags`, A from EFLAGS.
  *
  * Memory. An operand's address goes through `tlb` (XOR form: one compare for tag and page crossing). Write entries
- *exist only for pages that nobody watches (page_flags 0), so translated stores need no look at the flags afterwards.
+ * exist only for pages that nobody watches (page_flags 0), so translated stores need no look at the flags afterwards.
  *
  * Everything is per vCPU, and used on its thread.
  */

@@ -1,0 +1,324 @@
+/*
+ * First pass over a block: which instructions are translated and how, and which flags are live where.
+ */
+#include <string.h>
+
+#include "engines/translator/translation.h"
+#include "memory/memory.h"
+
+/* ---- the first pass ---- */
+
+bool is_memory(const ZydisDecodedOperand *o)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_MEMORY;
+}
+
+/* Whether an explicit memory operand is one that lower_address() can do. */
+bool address_possible(const struct item *item)
+{
+	for (unsigned n = 0; n < item->i.operand_count_visible; n++) {
+		const ZydisDecodedOperand *o = &item->operand[n];
+
+		if (is_memory(o) && (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB || item->i.address_width == 16 ||
+		                     !(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
+			return false;
+		/* Zydis 4.0 reports R13D for SIB base 5 with mod 0 and REX.B behind 67h: there is no base (SDM 2A table 2-3). */
+		if (is_memory(o) && item->i.raw.modrm.mod == 0 && item->i.raw.modrm.rm == 4 &&
+		    item->i.raw.sib.base == 5 && o->mem.base != ZYDIS_REGISTER_NONE)
+			return false;
+	}
+	return true;
+}
+
+static enum kind classify_push_pop(const struct item *item, enum kind kind)
+{
+	const ZydisDecodedOperand *o = &item->operand[0];
+
+	if (item->i.operand_width != 64)
+		return KIND_FALLBACK;
+	if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_GPR64)
+		return kind;
+	return kind == KIND_PUSH && o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? kind : KIND_FALLBACK;
+}
+
+static enum kind classify_branch(const struct item *item, enum kind direct, enum kind indirect)
+{
+	const ZydisDecodedOperand *o = &item->operand[0];
+
+	/* With 66h AMD processors truncate RIP. */
+	if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+	    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
+		return KIND_FALLBACK;
+	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+		return direct;
+	return address_possible(item) ? indirect : KIND_FALLBACK;
+}
+
+/* How many of R9-R11 are operands that need a scratch register, memory addresses apart. */
+static unsigned scratch_needed(const struct item *item)
+{
+	unsigned seen = 0;
+	bool high;
+
+	for (unsigned n = 0; n < item->i.operand_count; n++) {
+		int gpr = operand_gpr(&item->operand[n], &high);
+
+		if (gpr >= R9 && gpr <= R11)
+			seen |= 1u << gpr;
+	}
+	return (unsigned)__builtin_popcount(seen);
+}
+
+static enum kind classify_generic(struct translation *tr, struct item *item, const uint8_t *bytes)
+{
+	struct interpreter *interpreter = interpreter_of(tr->t->vcpu);
+
+	item->form = native_form_get(interpreter->native, &item->i, item->operand, bytes);
+	if (!item->form || item->form->special || item->form->bit_string || !address_possible(item))
+		return KIND_FALLBACK;
+	if (item->form->class_needed & ~(NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512 | NATIVE_VEX))
+		return KIND_FALLBACK;
+	/* Named by the instruction: LDMXCSR and STMXCSR work on the vCPU block in forms. */
+	if (item->i.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_STMXCSR ||
+	    item->i.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_VSTMXCSR)
+		return KIND_FALLBACK;
+	if (scratch_needed(item) > (item->form->memory_size ? 1 : 2))
+		return KIND_FALLBACK;
+	/* Can it be encoded? Tried with registers that need extension bits wherever they may come. */
+	static const uint8_t map[16] = {0, 1, 2, 3, GUEST_RSP, 5, 6, 7, 8, S2, S2, S2, 12, 13, 14, 15};
+	uint8_t scrap[32];
+	struct emitter e = {.at = scrap, .end = scrap + sizeof(scrap)};
+	return rewrite_instruction(&e, &tr->own_decoder, &item->i, item->operand, bytes, map, S1) ? KIND_GENERIC
+	                                                                                          : KIND_FALLBACK;
+}
+
+static bool is_jcc(ZydisMnemonic m)
+{
+	return m == ZYDIS_MNEMONIC_JB || m == ZYDIS_MNEMONIC_JBE || m == ZYDIS_MNEMONIC_JL || m == ZYDIS_MNEMONIC_JLE ||
+	       m == ZYDIS_MNEMONIC_JNB || m == ZYDIS_MNEMONIC_JNBE || m == ZYDIS_MNEMONIC_JNL ||
+	       m == ZYDIS_MNEMONIC_JNLE || m == ZYDIS_MNEMONIC_JNO || m == ZYDIS_MNEMONIC_JNP ||
+	       m == ZYDIS_MNEMONIC_JNS || m == ZYDIS_MNEMONIC_JNZ || m == ZYDIS_MNEMONIC_JO || m == ZYDIS_MNEMONIC_JP ||
+	       m == ZYDIS_MNEMONIC_JS || m == ZYDIS_MNEMONIC_JZ;
+}
+
+static enum kind classify(struct translation *tr, struct item *item, const uint8_t *bytes)
+{
+	ZydisMnemonic m = item->i.mnemonic;
+
+	if (is_jcc(m))
+		return classify_branch(item, KIND_JCC, KIND_FALLBACK);
+	switch (m) {
+	case ZYDIS_MNEMONIC_NOP:
+	case ZYDIS_MNEMONIC_ENDBR64:
+	case ZYDIS_MNEMONIC_PREFETCHT0:
+	case ZYDIS_MNEMONIC_PREFETCHT1:
+	case ZYDIS_MNEMONIC_PREFETCHT2:
+	case ZYDIS_MNEMONIC_PREFETCHNTA:
+	case ZYDIS_MNEMONIC_PREFETCHW:
+		return KIND_NOP;
+	case ZYDIS_MNEMONIC_LEA:
+		return item->i.operand_width >= 32 && address_possible(item) ? KIND_LEA : KIND_FALLBACK;
+	case ZYDIS_MNEMONIC_PUSH:
+		return classify_push_pop(item, KIND_PUSH);
+	case ZYDIS_MNEMONIC_POP:
+		return classify_push_pop(item, KIND_POP);
+	case ZYDIS_MNEMONIC_LEAVE:
+		return item->i.operand_width == 64 ? KIND_LEAVE : KIND_FALLBACK;
+	case ZYDIS_MNEMONIC_JMP:
+		return classify_branch(item, KIND_JMP, KIND_JMP_INDIRECT);
+	case ZYDIS_MNEMONIC_CALL:
+		return classify_branch(item, KIND_CALL, KIND_CALL_INDIRECT);
+	case ZYDIS_MNEMONIC_RET:
+		/* With 66h AMD processors pop 16 bits. */
+		if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+		    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
+			return KIND_FALLBACK;
+		return KIND_RET;
+	default:
+		return classify_generic(tr, item, bytes);
+	}
+}
+
+bool ends_block(enum kind kind)
+{
+	return kind >= KIND_JMP || kind == KIND_FALLBACK;
+}
+
+/* Which flags an instruction reads, and which it surely gives a new value. */
+static void find_flags(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operand, uint32_t *read,
+                       uint32_t *killed)
+{
+	const ZydisAccessedFlags *f = i->cpu_flags;
+
+	*read = *killed = 0;
+	if (!f)
+		return;
+	*read = f->tested & ALL_FLAGS;
+	*killed = (f->modified | f->set_0 | f->set_1 | f->undefined) & ALL_FLAGS;
+	/* A count of 0 changes no flag. */
+	if (i->meta.category == ZYDIS_CATEGORY_SHIFT || i->meta.category == ZYDIS_CATEGORY_ROTATE) {
+		const ZydisDecodedOperand *count = NULL;
+
+		for (unsigned n = 0; n < i->operand_count; n++)
+			if (operand[n].type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+				count = &operand[n];
+		if (i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY &&
+		    (!count || !(count->imm.value.u & (i->operand_width == 64 ? 63 : 31))))
+			*killed = 0;
+	}
+	if (i->attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE))
+		*killed = 0;
+}
+
+/* The interpreter's first slot of instruction `number`. */
+static const struct insn *find_slot(const struct block *block, unsigned number)
+{
+	const struct insn *slot = &block->insn[1]; /* behind the heat slot */
+
+	while (slot->number != number || slot == block->insn)
+		slot++;
+	return slot;
+}
+
+uint64_t branch_target(const struct translation *tr, const struct item *item)
+{
+	return tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u;
+}
+
+/*
+ * Flags that code at `target` may read before it gives them values: looks ahead in the same page, whose generation this
+ * block depends on anyway.
+ */
+uint32_t flags_wanted(struct translation *tr, uint64_t target)
+{
+	const uint8_t *page = memory_pointer(tr->t->vcpu->memory, tr->block->physical & ~0xfffull, MEMORY_PAGE_SIZE);
+	unsigned at = target & 0xfff;
+	uint32_t wanted = 0, settled = 0;
+
+	if (((target ^ tr->rip) & ~0xfffull) || !page)
+		return ALL_FLAGS;
+	for (unsigned n = 0; n < 12; n++) {
+		ZydisDecodedInstruction i;
+		ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+		uint32_t read, killed;
+
+		if (!ZYAN_SUCCESS(
+		        ZydisDecoderDecodeFull(&tr->own_decoder, page + at, MEMORY_PAGE_SIZE - at, &i, operand)))
+			return ALL_FLAGS;
+		find_flags(&i, operand, &read, &killed);
+		wanted |= read & ~settled;
+		settled |= killed;
+		if ((settled | wanted) == ALL_FLAGS)
+			return wanted;
+		switch (i.meta.category) {
+		case ZYDIS_CATEGORY_BINARY:
+		case ZYDIS_CATEGORY_LOGICAL:
+		case ZYDIS_CATEGORY_DATAXFER:
+		case ZYDIS_CATEGORY_MISC:
+		case ZYDIS_CATEGORY_PUSH:
+		case ZYDIS_CATEGORY_POP:
+		case ZYDIS_CATEGORY_BITBYTE:
+		case ZYDIS_CATEGORY_SHIFT:
+		case ZYDIS_CATEGORY_CMOV:
+		case ZYDIS_CATEGORY_SETCC:
+		case ZYDIS_CATEGORY_NOP:
+		case ZYDIS_CATEGORY_WIDENOP:
+		case ZYDIS_CATEGORY_SSE:
+		case ZYDIS_CATEGORY_AVX:
+		case ZYDIS_CATEGORY_AVX2:
+			break;
+		case ZYDIS_CATEGORY_UNCOND_BR:
+			if (operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+				return wanted | (ALL_FLAGS & ~settled);
+			target = (target & ~0xfffull) + at + i.length + operand[0].imm.value.u;
+			if ((target ^ tr->rip) & ~0xfffull)
+				return wanted | (ALL_FLAGS & ~settled);
+			at = target & 0xfff;
+			continue;
+		default:
+			return wanted | (ALL_FLAGS & ~settled);
+		}
+		at += i.length;
+		if (at >= MEMORY_PAGE_SIZE)
+			break;
+	}
+	return wanted | (ALL_FLAGS & ~settled);
+}
+
+static uint32_t flags_wanted_after(struct translation *tr, const struct item *last)
+{
+	uint64_t next = tr->rip + last->offset + last->i.length;
+
+	switch (last->kind) {
+	case KIND_JMP:
+	case KIND_CALL:
+		return flags_wanted(tr, branch_target(tr, last));
+	case KIND_JCC:
+		return flags_wanted(tr, branch_target(tr, last)) | flags_wanted(tr, next);
+	case KIND_FALLBACK:
+	case KIND_JMP_INDIRECT:
+	case KIND_CALL_INDIRECT:
+	case KIND_RET:
+		return ALL_FLAGS;
+	default:
+		return flags_wanted(tr, next);
+	}
+}
+
+/* Vector registers or MXCSR (CVTSD2SI r32, m64 names no vector register). */
+static bool uses_vectors(const struct item *item)
+{
+	switch (item->i.meta.isa_ext) {
+	case ZYDIS_ISA_EXT_SSE:
+	case ZYDIS_ISA_EXT_SSE2:
+	case ZYDIS_ISA_EXT_SSE3:
+	case ZYDIS_ISA_EXT_SSSE3:
+	case ZYDIS_ISA_EXT_SSE4:
+	case ZYDIS_ISA_EXT_AVX:
+	case ZYDIS_ISA_EXT_AVX512EVEX:
+		return true;
+	default:
+		return item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512);
+	}
+}
+
+/* Decodes the block. False: nothing of it is worth it. */
+bool first_pass(struct translation *tr)
+{
+	const struct block *block = tr->block;
+	unsigned offset = 0;
+
+	while (tr->count < block->count && tr->count < BLOCK_MAX) {
+		struct item *item = &tr->item[tr->count];
+
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&tr->own_decoder, block->bytes + offset,
+		                                         block->length - offset, &item->i, item->operand)))
+			return false;
+		item->offset = (uint16_t)offset;
+		item->form = NULL;
+		item->kind = classify(tr, item, block->bytes + offset);
+		item->slot = find_slot(block, tr->count);
+		find_flags(&item->i, item->operand, &item->read, &item->killed);
+		offset += item->i.length;
+		tr->count++;
+		if (item->kind == KIND_GENERIC && uses_vectors(item))
+			tr->vector = true;
+		if (ends_block(item->kind))
+			break;
+	}
+	const struct item *last = &tr->item[tr->count - 1];
+	if (tr->count == 1 && last->kind == KIND_FALLBACK)
+		return false;
+	uint32_t live = flags_wanted_after(tr, last);
+	for (unsigned n = tr->count; n-- > 0;) {
+		struct item *item = &tr->item[n];
+
+		item->live_after = live;
+		if (item->kind == KIND_FALLBACK)
+			live = ALL_FLAGS;
+		else
+			live = item->read | (live & ~item->killed);
+		item->live_before = live;
+	}
+	return true;
+}

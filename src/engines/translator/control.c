@@ -1,0 +1,282 @@
+/*
+ * How control goes from block to block: exits, links, entries, and what lies out of line.
+ */
+#include <string.h>
+
+#include "engines/translator/translation.h"
+#include "memory/memory.h"
+
+/* ---- exits ---- */
+
+struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
+{
+	struct translator *t = tr->t;
+
+	if (t->link_count == XLINKS_MAX) {
+		tr->failed = true;
+		return &t->links[0];
+	}
+	struct xlink *link = &t->links[t->link_count++];
+	*link = (struct xlink){.rip = target, .entry_a = entry_a, .view = (uint8_t)tr->view};
+	return link;
+}
+
+/* A direct transfer to `target`; `from` is the branch's address. */
+void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	bool same_page = !((target ^ tr->rip) & ~0xfffull), backward = target <= from;
+
+	if (!same_page || backward)
+		flags_keep(tr, same_page ? flags_wanted(tr, target) : ALL_FLAGS);
+	bool clobbers = !same_page || backward;
+	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
+	if (!same_page) {
+		uint64_t *key = &t->page_key[tr->view][target >> 12 & (XPAGE_SIZE - 1)];
+
+		/* The key that the link is good for stands behind it (translator_to_link fills it): compared in one. */
+		emit_load(e, S1, xabs(key));
+		emit_op_abs(e, true, 0x3b, S1,
+		            xabs(&link->rip) + (uint32_t)offsetof(struct xlink, key) -
+		                (uint32_t)offsetof(struct xlink, rip));
+		tr->in_register = false;
+		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
+	}
+	if (backward) {
+		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
+		tr->in_register = false;
+		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
+	}
+	emit_jump_abs(e, xabs(&link->host));
+	/* The stub where the link leads first. */
+	struct pending *p = pend(tr, PENDING_LINK, NULL);
+	p->link = link;
+	p->save = link->entry_a;
+}
+
+/* An indirect transfer: target in S1, flags kept. `release`: bytes to add to RSP when it succeeds
+ * (RET); `undo`: when the interpreter has to do it again (CALL). */
+void exit_indirect(struct translation *tr, const struct item *item, int32_t release, int32_t undo)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+
+	emit_op_reg(e, false, 0x89, S1, S2);          /* mov r10d, r9d */
+	emit_group1(e, false, 4, S2, XJUMP_SIZE - 1); /* and */
+	emit_byte(e, 0x4e);                           /* cmp r9, [r10*8 + jump_rip] */
+	emit_byte(e, 0x3b);
+	emit_byte(e, 0x0c);
+	emit_byte(e, 0xd5);
+	emit_u32(e, xabs(t->jump_rip[tr->view]));
+	uint8_t *miss = emit_jump_if(e, CC_NE);
+	emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
+	uint8_t *poll = emit_jump_if(e, CC_NE);
+	if (release)
+		emit_lea(e, GUEST_RSP, GUEST_RSP, release);
+	emit_byte(e, 0x42); /* jmp [r10*8 + jump_host] */
+	emit_byte(e, 0xff);
+	emit_byte(e, 0x24);
+	emit_byte(e, 0xd5);
+	emit_u32(e, xabs(t->jump_host[tr->view]));
+	emit_fix(e, miss);
+	emit_fix(e, poll);
+	emit_store(e, S1, xabs(&t->target));
+	emit_store_imm(e, true, xabs(&t->release), release);
+	emit_store_imm(e, true, xabs(&t->undo), undo);
+	emit_set_rip(tr, tr->rip);
+	emit_set_argument(tr, item->slot);
+	emit_jump_to(e, t->exit_indirect);
+}
+
+static void translate_push_return(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+	uint64_t next = tr->rip + item->offset + item->i.length;
+
+	emit_lea(e, S1, GUEST_RSP, -8);
+	lower_check(tr, item, 8, true);
+	if ((int64_t)next == (int32_t)next) {
+		emit_byte(e, 0x49);
+		emit_byte(e, 0xc7);
+		emit_byte(e, 0x01);
+		emit_u32(e, (uint32_t)next);
+	} else {
+		emit_move_imm64(e, S2, next);
+		emit_op_base(e, true, 0x89, S2, S1, 0);
+	}
+	emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
+}
+
+/* The target of an indirect branch into S1. Flags are kept before. */
+static void translate_target(struct translation *tr, const struct item *item)
+{
+	const ZydisDecodedOperand *o = &item->operand[0];
+	bool high;
+
+	if (is_memory(o)) {
+		lower_memory(tr, item, o, 8, false);
+		emit_op_base(&tr->e, true, 0x8b, S1, S1, 0);
+	} else {
+		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S1);
+
+		if (value != S1)
+			emit_move(&tr->e, S1, value);
+	}
+}
+
+void translate_terminal(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+	uint64_t from = tr->rip + item->offset, next = from + item->i.length;
+
+	switch (item->kind) {
+	case KIND_JMP:
+		exit_direct(tr, from, branch_target(tr, item));
+		break;
+	case KIND_JCC: {
+		flags_want(tr);
+		unsigned opcode = tr->block->bytes[item->offset + item->i.raw.prefix_count];
+		unsigned condition =
+		    (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
+		struct pending *p = pend(tr, PENDING_TAKEN, emit_jump_if(e, condition));
+		p->target = branch_target(tr, item);
+		p->site = NULL;
+		exit_direct(tr, from, next);
+		break;
+	}
+	case KIND_CALL:
+		flags_keep(tr, item->live_before);
+		translate_push_return(tr, item);
+		exit_direct(tr, from, branch_target(tr, item));
+		break;
+	case KIND_JMP_INDIRECT:
+		flags_keep(tr, ALL_FLAGS);
+		translate_target(tr, item);
+		tr->in_register = false;
+		exit_indirect(tr, item, 0, 0);
+		break;
+	case KIND_CALL_INDIRECT: {
+		flags_keep(tr, ALL_FLAGS);
+		translate_target(tr, item);
+		/* A target that is not canonical is the CALL's #GP, before it pushes. */
+		check_canonical(tr, item);
+		emit_store(e, S1, xabs(&tr->t->target));
+		translate_push_return(tr, item);
+		emit_load(e, S1, xabs(&tr->t->target));
+		exit_indirect(tr, item, 0, 8);
+		break;
+	}
+	case KIND_RET:
+		flags_keep(tr, ALL_FLAGS);
+		emit_move(e, S1, GUEST_RSP);
+		lower_check(tr, item, 8, false);
+		emit_op_base(e, true, 0x8b, S1, S1, 0);
+		exit_indirect(tr, item,
+		              8 + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+		                       ? (int32_t)item->operand[0].imm.value.u
+		                       : 0),
+		              0);
+		break;
+	default:
+		tr->failed = true;
+		break;
+	}
+}
+
+/* ---- a block's entries ---- */
+
+/* Leaves when the page was written since, or the vector registers are not here: without touching flags, where they are
+ * live. */
+void emit_checks_keeping_flags(struct translation *tr)
+{
+	struct emitter *e = &tr->e;
+	struct translator *t = tr->t;
+	const uint32_t save = xabs(&t->target);
+
+	emit_store(e, RCX, save);
+	emit_move_imm64(e, S2, (uintptr_t)tr->block->generation_now);
+	emit_op_base(e, false, 0x8b, RCX, S2, 0);
+	emit_lea_full(e, false, false, RCX, RCX, NO_REGISTER, 0, (int32_t)-tr->block->generation);
+	emit_byte(e, 0xe3); /* jrcxz over the jump */
+	emit_byte(e, 5);
+	pend(tr, PENDING_STALE, emit_jump(e))->save = true;
+	if (tr->vector) {
+		emit_byte(e, 0x0f); /* movzx ecx, byte [vector_missing] */
+		emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vector_missing));
+		emit_byte(e, 0xe3);
+		emit_byte(e, 5);
+		pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
+	}
+	emit_load(e, RCX, save);
+}
+
+void emit_checks(struct translation *tr)
+{
+	struct emitter *e = &tr->e;
+
+	emit_move_imm64(e, S2, (uintptr_t)tr->block->generation_now);
+	emit_byte(e, 0x41); /* cmp dword [r10], imm32 */
+	emit_byte(e, 0x81);
+	emit_byte(e, 0x3a);
+	emit_u32(e, tr->block->generation);
+	pend(tr, PENDING_STALE, emit_jump_if(e, CC_NE));
+	if (tr->vector) {
+		emit_compare8_abs(e, xabs(&tr->t->vector_missing), 0);
+		pend(tr, PENDING_VECTOR, emit_jump_if(e, CC_NE));
+	}
+}
+
+/* ---- out of line ---- */
+
+void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	struct pending p = tr->pending[n];
+
+	tr->in_register = p.in_register;
+	tr->in_memory = p.in_memory;
+	if (p.place)
+		emit_fix(e, p.place);
+	switch (p.kind) {
+	case PENDING_SLOW:
+		emit_op_base(e, true, 0x33, S1, S2, (int32_t)p.tag); /* xor: the linear address again */
+		emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p.site));
+		emit_call_to(e, t->slow);
+		emit_jump_to(e, p.resume);
+		break;
+	case PENDING_TAKEN:
+		exit_direct(tr, tr->rip + tr->item[tr->count - 1].offset, p.target);
+		break;
+	case PENDING_LINK:
+		if (!p.place) {
+			p.link->stub = p.link->host = code_arena_executable(&t->arena, e->at);
+			if (p.save)
+				emit_flags_save(e, t);
+		}
+		emit_set_argument(tr, p.link);
+		emit_jump_to(e, t->exit_link);
+		break;
+	case PENDING_STALE: {
+		struct xlink *link = new_link(tr, tr->rip, false);
+
+		if (p.save) {
+			emit_load(e, RCX, xabs(&t->target));
+			emit_flags_save(e, t);
+		}
+		emit_set_argument(tr, link);
+		emit_jump_to(e, t->exit_link);
+		break;
+	}
+	case PENDING_VECTOR:
+		if (p.save) {
+			emit_load(e, RCX, xabs(&t->target));
+			emit_flags_save(e, t);
+		}
+		emit_set_rip(tr, tr->rip);
+		emit_set_argument(tr, xblock);
+		emit_jump_to(e, t->exit_vector);
+		break;
+	}
+}

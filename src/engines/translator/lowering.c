@@ -1,0 +1,238 @@
+/*
+ * The seam: memory operands and flags. Code above it knows nothing of the TLB.
+ */
+#include <string.h>
+
+#include "engines/translator/translation.h"
+#include "memory/memory.h"
+
+/* ---- flags ---- */
+
+uint32_t gpr_abs(const struct translation *tr, unsigned guest)
+{
+	return xabs(&tr->t->vcpu->state.gpr[guest]);
+}
+
+void emit_flags_save(struct emitter *e, const struct translator *t)
+{
+	emit_move(e, S2, RAX);
+	emit_byte(e, 0x9f); /* lahf */
+	emit_byte(e, 0x0f); /* seto al */
+	emit_byte(e, 0x90);
+	emit_byte(e, 0xc0);
+	emit_store32(e, RAX, xabs(&t->flags));
+	emit_move(e, RAX, S2);
+}
+
+void emit_flags_restore(struct emitter *e, const struct translator *t)
+{
+	emit_move(e, S2, RAX);
+	emit_load32(e, RAX, xabs(&t->flags));
+	emit_byte(e, 0x04); /* add al, 7fh: OF */
+	emit_byte(e, 0x7f);
+	emit_byte(e, 0x9e); /* sahf */
+	emit_move(e, RAX, S2);
+}
+
+/* Before EFLAGS is destroyed while some flags are live. Uses S2. */
+void flags_keep(struct translation *tr, uint32_t live)
+{
+	if (live && tr->in_register && !tr->in_memory) {
+		emit_flags_save(&tr->e, tr->t);
+		tr->in_memory = true;
+	}
+}
+
+/* Before an instruction that wants them in EFLAGS. Uses S2. */
+void flags_want(struct translation *tr)
+{
+	if (tr->in_register || !tr->in_memory)
+		return;
+	emit_flags_restore(&tr->e, tr->t);
+	tr->in_register = true;
+}
+
+/* ---- memory ---- */
+
+struct pending *pend(struct translation *tr, int kind, uint8_t *place)
+{
+	if (tr->pending_count == PENDING_MAX) {
+		tr->failed = true;
+		return &tr->pending[0];
+	}
+	struct pending *p = &tr->pending[tr->pending_count++];
+	memset(p, 0, sizeof(*p));
+	p->kind = kind;
+	p->place = place;
+	p->in_register = tr->in_register;
+	p->in_memory = tr->in_memory;
+	return p;
+}
+
+struct xsite *new_site(struct translation *tr, const struct item *item, unsigned size, bool write)
+{
+	struct translator *t = tr->t;
+
+	if (t->site_count == XSITES_MAX) {
+		tr->failed = true;
+		return &t->sites[0];
+	}
+	struct xsite *site = &t->sites[t->site_count++];
+	*site = (struct xsite){
+	    .host = (uint32_t)(tr->e.at - t->arena.write),
+	    .size = (uint8_t)(size > 64 ? 64 : size),
+	    .write = write,
+	    .flags_in_register = tr->in_register,
+	    .slot = item->slot,
+	    .rip = tr->rip,
+	};
+	return site;
+}
+
+/* A guest register as base or index of an address: where it is, loaded into `scratch` if need be. */
+static unsigned address_register(struct translation *tr, ZydisRegister reg, unsigned scratch)
+{
+	if (reg == ZYDIS_REGISTER_NONE)
+		return NO_REGISTER;
+	unsigned guest = (unsigned)ZydisRegisterGetId(reg);
+	if (guest == RSP)
+		return GUEST_RSP;
+	if (guest < R9 || guest > R11)
+		return guest;
+	emit_load(&tr->e, scratch, gpr_abs(tr, guest));
+	return scratch;
+}
+
+/* The effective address of an operand into `to` (S1 or any register for LEA); clobbers S1, S2. No flags. */
+void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to,
+                     bool wide)
+{
+	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+
+	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
+		uint64_t address = tr->rip + item->offset + item->i.length + (uint64_t)disp;
+
+		emit_move_imm64(&tr->e, to, wide ? address : (uint32_t)address);
+		return;
+	}
+	if (o->mem.base == ZYDIS_REGISTER_NONE && o->mem.index == ZYDIS_REGISTER_NONE) {
+		emit_move_imm64(&tr->e, to, wide ? (uint64_t)disp : (uint32_t)disp);
+		return;
+	}
+	unsigned base = address_register(tr, o->mem.base, S1);
+	unsigned index = address_register(tr, o->mem.index, S2);
+	static const uint8_t shift[] = {0, 0, 1, 0, 2, 0, 0, 0, 3};
+	emit_lea_full(&tr->e, wide, false, to, base, index,
+	              o->mem.index == ZYDIS_REGISTER_NONE ? 0 : shift[o->mem.scale], (int32_t)disp);
+}
+
+/*
+ * The TLB look-up: linear address in S1; afterwards the host address. Destroys EFLAGS and S2; live flags have been
+ * kept.
+ */
+void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	uint32_t tag = xabs(&t->tlb[tr->view][write][0].tag), host = xabs(&t->tlb[tr->view][write][0].host);
+
+	emit_rorx(e, S2, S1, 8);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4); /* and */
+	emit_op_base(e, true, 0x33, S1, S2, (int32_t)tag);     /* xor */
+	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - size));
+	uint8_t *miss = emit_jump_if(e, CC_A);
+	emit_op_base(e, true, 0x03, S1, S2, (int32_t)host); /* add */
+	tr->in_register = false;
+	struct pending *p = pend(tr, PENDING_SLOW, miss);
+	p->resume = e->at;
+	p->tag = tag;
+	p->site = new_site(tr, item, size, write);
+}
+
+void emit_set_rip(struct translation *tr, uint64_t rip)
+{
+	uint32_t abs = xabs(&tr->t->vcpu->state.rip);
+
+	if ((int64_t)rip == (int32_t)rip) {
+		emit_store_imm(&tr->e, true, abs, (int32_t)rip);
+	} else {
+		emit_move_imm64(&tr->e, S2, rip);
+		emit_store(&tr->e, S2, abs);
+	}
+}
+
+void emit_set_argument(struct translation *tr, const volatile void *pointer)
+{
+	emit_move_imm64(&tr->e, S2, (uintptr_t)pointer);
+	emit_store(&tr->e, S2, xabs(&tr->t->exit_argument));
+}
+
+void exit_to_slot(struct translation *tr, const struct insn *slot)
+{
+	flags_keep(tr, ALL_FLAGS);
+	emit_set_rip(tr, tr->rip);
+	emit_set_argument(tr, slot);
+	emit_jump_to(&tr->e, tr->t->exit_slot);
+}
+
+/* Leaves to the interpreter when S1 is not canonical. Flags have been kept; destroys S2. */
+void check_canonical(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+
+	emit_move(e, S2, S1);
+	emit_shift_imm(e, 4, S2, 16); /* shl, sar */
+	emit_shift_imm(e, 7, S2, 16);
+	emit_op_reg(e, true, 0x39, S1, S2);
+	tr->in_register = false;
+	uint8_t *canonical = emit_jump_if(e, CC_E);
+	exit_to_slot(tr, item->slot);
+	emit_fix(e, canonical);
+}
+
+/* An explicit memory operand: host address in S1. */
+void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+                  bool write)
+{
+	flags_keep(tr, item->live_before);
+	lower_effective(tr, item, o, S1, item->i.address_width == 64);
+	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS) {
+		enum segment_register segment = o->mem.segment == ZYDIS_REGISTER_FS ? SEG_FS : SEG_GS;
+
+		if (o->mem.base != ZYDIS_REGISTER_NONE || o->mem.index != ZYDIS_REGISTER_NONE)
+			check_canonical(tr, item); /* AMD: already before the base is added */
+		emit_op_abs(&tr->e, true, 0x03, S1, xabs(&tr->t->vcpu->state.segment[segment].base));
+	}
+	lower_check(tr, item, size, write);
+}
+
+const ZydisDecodedOperand *memory_operand(const struct item *item)
+{
+	for (unsigned n = 0; n < item->i.operand_count_visible; n++)
+		if (is_memory(&item->operand[n]) && item->operand[n].mem.type == ZYDIS_MEMOP_TYPE_MEM)
+			return &item->operand[n];
+	return NULL;
+}
+
+/* A guest register's value in a host register: its own, or loaded into `scratch`. */
+unsigned value_of(struct translation *tr, unsigned guest, unsigned scratch)
+{
+	if (guest == RSP)
+		return GUEST_RSP;
+	if (guest < R9 || guest > R11)
+		return guest;
+	emit_load(&tr->e, scratch, gpr_abs(tr, guest));
+	return scratch;
+}
+
+/* Where to compute a guest register's new value; store_result() afterwards. */
+unsigned result_in(unsigned guest, unsigned scratch)
+{
+	return guest == RSP ? GUEST_RSP : guest < R9 || guest > R11 ? guest : scratch;
+}
+
+void store_result(struct translation *tr, unsigned guest, unsigned host)
+{
+	if (guest >= R9 && guest <= R11)
+		emit_store(&tr->e, host, gpr_abs(tr, guest));
+}

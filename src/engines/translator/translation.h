@@ -1,0 +1,115 @@
+/*
+ * Private to src/engines/translator: a translation while it is made, and what its parts need of each other.
+ *
+ *	analyze.c    first pass: decodes, decides who does an instruction, finds flag liveness
+ *	translate.c  second pass: one function per kind of instruction
+ *	lowering.c   the seam for memory operands and flags
+ *	control.c    exits, links, a block's entries, code out of line
+ */
+#pragma once
+
+#include "engines/translator/rewrite.h"
+#include "engines/translator/runtime.h"
+
+#define BLOCK_MAX   64
+#define PENDING_MAX 256
+#define CODE_MAX    (48u << 10) /* bytes of host code that one block can need */
+#define ALL_FLAGS   ((uint32_t)FLAG_ARITHMETIC)
+#define S1          R9
+#define S2          R10
+#define GUEST_RSP   R11
+
+enum kind {
+	KIND_FALLBACK,
+	KIND_NOP,
+	KIND_GENERIC,
+	KIND_LEA,
+	KIND_PUSH,
+	KIND_POP,
+	KIND_LEAVE,
+	KIND_JMP,
+	KIND_JCC,
+	KIND_CALL,
+	KIND_JMP_INDIRECT,
+	KIND_CALL_INDIRECT,
+	KIND_RET,
+};
+
+struct item {
+	ZydisDecodedInstruction i;
+	ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+	enum kind kind;
+	const struct native_form *form;
+	const struct insn *slot;
+	uint16_t offset;
+	uint32_t read, killed; /* flags */
+	uint32_t live_before, live_after;
+};
+
+/* Out-of-line code. */
+struct pending {
+	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_VECTOR, PENDING_STALE } kind;
+	uint8_t *place; /* the jump to be fixed */
+	const uint8_t *resume;
+	struct xsite *site;
+	struct xlink *link;
+	uint32_t tag; /* of PENDING_SLOW: address of the tags */
+	uint64_t target;
+	bool in_register, in_memory; /* where flags are */
+	bool save;
+};
+
+struct translation {
+	struct translator *t;
+	struct block *block;
+	struct emitter e;
+	struct item item[BLOCK_MAX];
+	unsigned count;
+	uint64_t rip;
+	unsigned view;
+	bool in_register, in_memory; /* where valid guest flags are now */
+	struct pending pending[PENDING_MAX];
+	unsigned pending_count;
+	bool failed, vector;
+
+	ZydisDecoder own_decoder;
+};
+
+/* analyze.c */
+bool first_pass(struct translation *tr);
+bool ends_block(enum kind kind);
+uint32_t flags_wanted(struct translation *tr, uint64_t target);
+uint64_t branch_target(const struct translation *tr, const struct item *item);
+bool is_memory(const ZydisDecodedOperand *o);
+bool address_possible(const struct item *item);
+
+/* lowering.c */
+uint32_t gpr_abs(const struct translation *tr, unsigned guest);
+void emit_flags_save(struct emitter *e, const struct translator *t);
+void emit_flags_restore(struct emitter *e, const struct translator *t);
+void flags_keep(struct translation *tr, uint32_t live);
+void flags_want(struct translation *tr);
+struct pending *pend(struct translation *tr, int kind, uint8_t *place);
+struct xsite *new_site(struct translation *tr, const struct item *item, unsigned size, bool write);
+void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to,
+                     bool wide);
+void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write);
+void emit_set_rip(struct translation *tr, uint64_t rip);
+void emit_set_argument(struct translation *tr, const volatile void *pointer);
+void exit_to_slot(struct translation *tr, const struct insn *slot);
+void check_canonical(struct translation *tr, const struct item *item);
+void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+                  bool write);
+const ZydisDecodedOperand *memory_operand(const struct item *item);
+unsigned value_of(struct translation *tr, unsigned guest, unsigned scratch);
+unsigned result_in(unsigned guest, unsigned scratch);
+void store_result(struct translation *tr, unsigned guest, unsigned host);
+
+/* control.c */
+struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
+void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
+void exit_indirect(struct translation *tr, const struct item *item, int32_t release, int32_t undo);
+void translate_terminal(struct translation *tr, const struct item *item);
+void emit_checks_keeping_flags(struct translation *tr);
+void emit_checks(struct translation *tr);
+void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
