@@ -252,6 +252,7 @@ static void decode_instructions(struct vcpu *vcpu, struct decoder *d, struct fet
 	}
 	d->block->length = (uint16_t)d->offset;
 	d->block->count = (uint16_t)d->number;
+	d->block->open = !d->terminal;
 	if (!d->terminal)
 		emit_block_end(d);
 }

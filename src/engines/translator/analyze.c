@@ -139,9 +139,9 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	}
 }
 
-bool ends_block(enum kind kind)
+bool ends_block(const struct item *item)
 {
-	return kind >= KIND_JMP || kind == KIND_FALLBACK;
+	return item->kind >= KIND_JMP || (item->kind == KIND_FALLBACK && !item->slots);
 }
 
 /* Which flags an instruction reads, and which it surely gives a new value. */
@@ -178,6 +178,20 @@ static const struct insn *find_slot(const struct block *block, unsigned number)
 	while (slot->number != number || slot == block->insn)
 		slot++;
 	return slot;
+}
+
+/* How many slots an instruction has that is not terminal. */
+static uint8_t count_slots(const struct block *block, const struct item *item, unsigned number)
+{
+	const struct insn *end = (const struct insn *)block->bytes, *slot = item->slot;
+	bool last = number + 1u == block->count;
+
+	if (last && !block->open)
+		return 0;
+	while (slot < end && slot->number == number)
+		slot++;
+	unsigned count = (unsigned)(slot - item->slot) - last; /* the block's end has the last one's number */
+	return count <= CALL_OUT_MAX ? (uint8_t)count : 0;
 }
 
 uint64_t branch_target(const struct translation *tr, const struct item *item)
@@ -256,6 +270,9 @@ static uint32_t flags_wanted_after(struct translation *tr, const struct item *la
 	case KIND_JCC:
 		return flags_wanted(tr, branch_target(tr, last)) | flags_wanted(tr, next);
 	case KIND_FALLBACK:
+		if (last->slots)
+			return flags_wanted(tr, next);
+		return ALL_FLAGS;
 	case KIND_JMP_INDIRECT:
 	case KIND_CALL_INDIRECT:
 	case KIND_RET:
@@ -287,6 +304,7 @@ bool first_pass(struct translation *tr)
 {
 	const struct block *block = tr->block;
 	unsigned offset = 0;
+	bool useful = false;
 
 	while (tr->count < block->count && tr->count < BLOCK_MAX) {
 		struct item *item = &tr->item[tr->count];
@@ -298,16 +316,19 @@ bool first_pass(struct translation *tr)
 		item->form = NULL;
 		item->kind = classify(tr, item, block->bytes + offset);
 		item->slot = find_slot(block, tr->count);
+		item->slots = count_slots(block, item, tr->count);
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		offset += item->i.length;
 		tr->count++;
 		if (item->kind == KIND_GENERIC && uses_vectors(item))
 			tr->vector = true;
-		if (ends_block(item->kind))
+		if (item->kind != KIND_FALLBACK)
+			useful = true;
+		if (ends_block(item))
 			break;
 	}
 	const struct item *last = &tr->item[tr->count - 1];
-	if (tr->count == 1 && last->kind == KIND_FALLBACK)
+	if (!useful)
 		return false;
 	uint32_t live = flags_wanted_after(tr, last);
 	for (unsigned n = tr->count; n-- > 0;) {

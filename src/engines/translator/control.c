@@ -244,7 +244,12 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_op_base(e, true, 0x33, S1, S2, (int32_t)p.tag); /* xor: the linear address again */
 		emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p.site));
 		emit_call_to(e, t->slow);
-		emit_jump_to(e, p.resume);
+		emit_jump_to(e, p.resume); /* SLOW_JUMP bytes, skipped after a call-out */
+		if (!p.site->slots)
+			break;
+		if (p.item->end_in_register)
+			emit_flags_restore(e, t);
+		emit_jump_to(e, p.item->end);
 		break;
 	case PENDING_TAKEN:
 		exit_direct(tr, tr->rip + tr->item[tr->count - 1].offset, p.target);

@@ -84,6 +84,8 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .write = write,
 	    .flags_in_register = tr->in_register,
 	    .slot = item->slot,
+	    .slots = item->slots,
+	    .length = item->i.length,
 	    .rip = tr->rip,
 	};
 	return site;
@@ -146,6 +148,7 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 	struct pending *p = pend(tr, PENDING_SLOW, miss);
 	p->resume = e->at;
 	p->tag = tag;
+	p->item = item;
 	p->site = new_site(tr, item, size, write);
 }
 
@@ -173,6 +176,17 @@ void exit_to_slot(struct translation *tr, const struct insn *slot)
 	emit_set_rip(tr, tr->rip);
 	emit_set_argument(tr, slot);
 	emit_jump_to(&tr->e, tr->t->exit_slot);
+}
+
+/* The interpreter does the instruction, which is not terminal; it goes on behind it with flags in memory. */
+void call_out(struct translation *tr, const struct item *item)
+{
+	flags_keep(tr, ALL_FLAGS);
+	struct xsite *site = new_site(tr, item, 0, false);
+	emit_store_imm(&tr->e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(site));
+	emit_call_to(&tr->e, tr->t->call_out);
+	tr->in_register = false;
+	tr->in_memory = true;
 }
 
 /* Leaves to the interpreter when S1 is not canonical. Flags have been kept; destroys S2. */

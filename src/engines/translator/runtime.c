@@ -383,6 +383,84 @@ void translator_to_fault(PARAMETERS)
 	x86_raise(vcpu, t->fault_vector);
 }
 
+/* ---- instructions that the interpreter does ---- */
+
+/* Around whatever may raise: guest vector registers are in memory already, and nothing of ours is on the way back. */
+static uint8_t step_out(struct translator *t)
+{
+	uint8_t live = t->vector_live;
+
+	t->vector_live = 0;
+	t->vector_missing = 1;
+	atomic_store(&t->in_code, 0);
+	return live;
+}
+
+static void step_in(struct translator *t, uint8_t live)
+{
+	announce(t);
+	t->vector_live = live;
+	t->vector_missing = !live;
+}
+
+/* The slot behind a called-out instruction. */
+static void came_back(PARAMETERS)
+{
+	struct translator *t = translator_of(vcpu);
+
+	t->flags = flags;
+	t->came_back = true;
+	vcpu->executing = NULL;
+}
+
+/*
+ * Runs a copy of the slots of an instruction that is not terminal, with a slot behind them that returns. What it did may
+ * mean that the block cannot go on; then the run loop does.
+ */
+static uint64_t call_slots(struct translator *t, const struct xsite *site)
+{
+	struct vcpu *vcpu = t->vcpu;
+	enum mmu_view view = vcpu->mmu.view;
+	uint8_t disabled = vcpu->classes_disabled, live = step_out(t);
+	struct insn *behind = &t->called[site->slots];
+
+	t->counters.call_outs++;
+	memcpy(t->called, site->slot, site->slots * sizeof(t->called[0]));
+	*behind = (struct insn){
+	    .run = came_back, .offset = (uint16_t)(site->slot->offset + site->length), .number = site->slot->number};
+	vcpu->state.rip = site->rip;
+	vcpu->executing = NULL;
+	t->came_back = false;
+	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[view][MMU_READ]);
+	if (!t->came_back)
+		return SLOW_LEAVE;
+	if (unlikely(vcpu->mmu.view != view || vcpu->classes_disabled != disabled || vcpu->mmu.stop)) {
+		vcpu->state.rip = site->rip + behind->offset;
+		flags_store(vcpu, t->flags);
+		vcpu->counters.instructions += behind->number + 1u;
+		return SLOW_LEAVE;
+	}
+	/* As when a block is entered. */
+	if (live && vcpu->mxcsr_live)
+		native_x87_save(vcpu);
+	step_in(t, live);
+	catch_up(t);
+	return SLOW_DONE;
+}
+
+uint64_t translator_call_out(struct translator *t)
+{
+	return call_slots(t, (const struct xsite *)t->exit_argument);
+}
+
+static uint64_t slow_instruction(struct translator *t, const struct xsite *site)
+{
+	if (site->slots)
+		return call_slots(t, site);
+	t->exit_argument = (uintptr_t)site->slot;
+	return SLOW_TERMINAL;
+}
+
 /* ---- memory ---- */
 
 uint64_t translator_slow(struct translator *t, uint64_t linear)
@@ -395,22 +473,15 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
-	t->exit_argument = (uintptr_t)site->slot;
 	/* Long operands that are not aligned: #GP may come before #PF, which the interpreter knows. */
 	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size) ||
 	    (linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE)
-		return 0;
-	/* On a fault guest vector registers are in memory already, and nothing of ours is on the way back. */
-	uint8_t live = t->vector_live;
-	t->vector_live = 0;
-	t->vector_missing = 1;
-	atomic_store(&t->in_code, 0);
+		return slow_instruction(t, site);
+	uint8_t live = step_out(t);
 	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, access, NULL);
-	announce(t); /* before page_flags is looked at */
-	t->vector_live = live;
-	t->vector_missing = !live;
+	step_in(t, live); /* before page_flags is looked at */
 	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags))
-		return 0;
+		return slow_instruction(t, site);
 	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)];
 	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 	own->host = entry->host + own->tag;

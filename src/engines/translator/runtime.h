@@ -11,5 +11,13 @@ handler translator_to_address; /* an indirect transfer to translator->target; ex
 handler translator_to_fault;   /* a host fault: fault_vector at a struct xsite */
 handler translator_to_vector;  /* the struct xblock whose vector registers are not there */
 
-/* The host address for the access of site exit_argument, or 0: exit_argument is the slot then. May raise. */
+/*
+ * The host address for the access of site exit_argument; or what became of its instruction instead. May raise.
+ */
+#define SLOW_TERMINAL 0u /* leave to the slot exit_argument */
+#define SLOW_DONE     1u /* the interpreter has done it */
+#define SLOW_LEAVE    2u /* to the run loop */
+#define SLOW_JUMP     5u /* bytes behind the call that are skipped when it is done */
 uint64_t translator_slow(struct translator *t, uint64_t linear);
+/* The interpreter does the instruction of site exit_argument: SLOW_DONE or SLOW_LEAVE. May raise. */
+uint64_t translator_call_out(struct translator *t);

@@ -30,6 +30,29 @@ static void emit_pop(struct emitter *e, unsigned reg)
 	emit_byte(e, 0x58 | (reg & 7));
 }
 
+static void emit_add_rsp(struct emitter *e, unsigned bytes)
+{
+	emit_byte(e, 0x48);
+	emit_byte(e, 0x83);
+	emit_byte(e, 0xc4);
+	emit_byte(e, bytes);
+}
+
+/* What emit_enter() put on the stack. */
+static void emit_restore(struct emitter *e)
+{
+	emit_add_rsp(e, 8);
+	for (unsigned i = sizeof(saved); i-- > 0;)
+		emit_pop(e, saved[i]);
+}
+
+/* To whoever entered: the run loop. */
+static void emit_return(struct emitter *e)
+{
+	emit_restore(e);
+	emit_byte(e, 0xc3);
+}
+
 static void emit_spill(struct emitter *e, const struct translator *t)
 {
 	for (unsigned i = 0; i < MAPPED; i++)
@@ -130,12 +153,7 @@ static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler
 	emit_store_imm8(e, xabs(&t->vector_live), 0);
 	emit_store_imm8(e, xabs(&t->vector_missing), 1);
 	emit_store_imm8(e, xabs(&t->in_code), 0);
-	emit_byte(e, 0x48); /* add rsp, 8 */
-	emit_byte(e, 0x83);
-	emit_byte(e, 0xc4);
-	emit_byte(e, 8);
-	for (unsigned i = sizeof(saved); i-- > 0;)
-		emit_pop(e, saved[i]);
+	emit_restore(e);
 	emit_move_imm64(e, RDI, (uintptr_t)t->vcpu);
 	emit_load(e, RSI, xabs(&t->exit_argument));
 	emit_load32(e, RDX, xabs(&t->flags));
@@ -168,13 +186,9 @@ static void emit_enter(struct emitter *e, struct translator *t)
 	emit_jump_abs(e, xabs(&t->target));
 }
 
-/*
- * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host
- * address, which goes on in R9, or the instruction is the interpreter's (exit_argument is its slot then).
- */
-static void emit_slow(struct emitter *e, struct translator *t)
+/* function(t, R9) with the guest's registers in the vCPU block; what it returns is in R9 afterwards. */
+static void emit_round_trip(struct emitter *e, const struct translator *t, uintptr_t function)
 {
-	t->slow = e->at;
 	emit_spill(e, t);
 	emit_store(e, RSP, xabs(&t->host_rsp));
 	emit_vectors_out(e, t);
@@ -184,7 +198,7 @@ static void emit_slow(struct emitter *e, struct translator *t)
 	emit_byte(e, 0x83);
 	emit_byte(e, 0xe4);
 	emit_byte(e, 0xf0);
-	emit_move_imm64(e, RAX, (uintptr_t)translator_slow);
+	emit_move_imm64(e, RAX, function);
 	emit_byte(e, 0xff); /* call rax */
 	emit_byte(e, 0xd0);
 	emit_load(e, RSP, xabs(&t->host_rsp));
@@ -194,15 +208,47 @@ static void emit_slow(struct emitter *e, struct translator *t)
 	emit_vectors(e, t, false);
 	emit_fix(e, none);
 	emit_fill(e, t);
-	emit_op_reg(e, true, 0x85, R9, R9); /* test r9, r9 */
-	uint8_t *other = emit_jump_if(e, CC_E);
+}
+
+/*
+ * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host
+ * address, which goes on in R9, or does the whole instruction.
+ */
+static void emit_slow(struct emitter *e, struct translator *t)
+{
+	t->slow = e->at;
+	emit_round_trip(e, t, (uintptr_t)translator_slow);
+	emit_group1(e, true, 7, R9, SLOW_LEAVE); /* cmp */
+	uint8_t *leave = emit_jump_if(e, CC_E), *other = emit_jump_if(e, CC_B);
 	emit_byte(e, 0xc3);
 	emit_fix(e, other);
-	emit_byte(e, 0x48); /* add rsp, 8: the return address */
+	emit_op_reg(e, true, 0x85, R9, R9); /* test */
+	uint8_t *terminal = emit_jump_if(e, CC_E);
+	emit_byte(e, 0x48); /* add qword [rsp], SLOW_JUMP */
 	emit_byte(e, 0x83);
-	emit_byte(e, 0xc4);
-	emit_byte(e, 8);
+	emit_byte(e, 0x04);
+	emit_byte(e, 0x24);
+	emit_byte(e, SLOW_JUMP);
+	emit_byte(e, 0xc3);
+	emit_fix(e, terminal);
+	emit_add_rsp(e, 8); /* the return address */
 	emit_jump_to(e, t->exit_slot);
+	emit_fix(e, leave);
+	emit_add_rsp(e, 8);
+	emit_return(e);
+}
+
+/* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
+static void emit_call_out(struct emitter *e, struct translator *t)
+{
+	t->call_out = e->at;
+	emit_round_trip(e, t, (uintptr_t)translator_call_out);
+	emit_group1(e, true, 7, R9, SLOW_LEAVE);
+	uint8_t *leave = emit_jump_if(e, CC_E);
+	emit_byte(e, 0xc3);
+	emit_fix(e, leave);
+	emit_add_rsp(e, 8);
+	emit_return(e);
 }
 
 bool translator_emit_trampolines(struct translator *t)
@@ -219,6 +265,7 @@ bool translator_emit_trampolines(struct translator *t)
 	t->exit_fault = emit_exit(&e, t, translator_to_fault);
 	t->exit_vector = emit_exit(&e, t, translator_to_vector);
 	emit_slow(&e, t);
+	emit_call_out(&e, t);
 	code_arena_publish();
 	return !e.full;
 }

@@ -2,7 +2,8 @@
  * From a decoded block to host code: selection. translator.h says how registers, flags and memory are held.
  *
  * Two passes: the first decodes and finds flag liveness and how far the block can be translated; the second emits.
- * Where an instruction is not ours the code leaves to the interpreter's slot, and the rest of the block is interpreted.
+ * An instruction that is not ours is called out: the interpreter's slots of it run and come back. Where it is terminal the
+ * code leaves to its slot.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -138,11 +139,14 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	else
 		emit_checks(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
-		const struct item *item = &tr->item[n];
+		struct item *item = &tr->item[n];
 
 		switch (item->kind) {
 		case KIND_FALLBACK:
-			exit_to_slot(tr, item->slot);
+			if (item->slots)
+				call_out(tr, item);
+			else
+				exit_to_slot(tr, item->slot);
 			break;
 		case KIND_NOP:
 			break;
@@ -165,9 +169,11 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 			translate_terminal(tr, item);
 			break;
 		}
+		item->end = e->at;
+		item->end_in_register = tr->in_register;
 	}
 	const struct item *last = &tr->item[tr->count - 1];
-	if (!ends_block(last->kind)) {
+	if (!ends_block(last)) {
 		uint64_t next = tr->rip + last->offset + last->i.length;
 
 		exit_direct(tr, next - 1, next);
@@ -262,6 +268,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	t->counters.blocks++;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.instructions += tr->count;
-	t->counters.fallbacks += tr->item[tr->count - 1].kind == KIND_FALLBACK;
+	for (unsigned n = 0; n < tr->count; n++)
+		t->counters.fallbacks += tr->item[n].kind == KIND_FALLBACK;
 	return xblock;
 }

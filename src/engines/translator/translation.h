@@ -41,9 +41,13 @@ struct item {
 	enum kind kind;
 	const struct native_form *form;
 	const struct insn *slot;
+	uint8_t slots; /* how many, 0: the instruction is terminal */
 	uint16_t offset;
 	uint32_t read, killed; /* flags */
 	uint32_t live_before, live_after;
+	/* Where its code ends, and whether flags are in EFLAGS there: for a call-out of the whole instruction. */
+	uint8_t *end;
+	bool end_in_register;
 };
 
 /* Out-of-line code. */
@@ -52,6 +56,7 @@ struct pending {
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;
+	const struct item *item; /* of PENDING_SLOW */
 	struct xlink *link;
 	uint32_t tag; /* of PENDING_SLOW: address of the tags */
 	uint64_t target;
@@ -77,7 +82,7 @@ struct translation {
 
 /* analyze.c */
 bool first_pass(struct translation *tr);
-bool ends_block(enum kind kind);
+bool ends_block(const struct item *item);
 uint32_t flags_wanted(struct translation *tr, uint64_t target);
 uint64_t branch_target(const struct translation *tr, const struct item *item);
 bool is_memory(const ZydisDecodedOperand *o);
@@ -97,6 +102,7 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 void emit_set_rip(struct translation *tr, uint64_t rip);
 void emit_set_argument(struct translation *tr, const volatile void *pointer);
 void exit_to_slot(struct translation *tr, const struct insn *slot);
+void call_out(struct translation *tr, const struct item *item);
 void check_canonical(struct translation *tr, const struct item *item);
 void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                   bool write);

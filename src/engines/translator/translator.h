@@ -45,6 +45,7 @@
 #define XKIND_GLOBAL 1u
 #define XKIND_LARGE  2u
 #define XHEAT        24
+#define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 
 struct xtlb_entry {
@@ -76,6 +77,8 @@ struct xlink {
 struct xsite {
 	uint32_t host; /* offset in the arena */
 	uint8_t size;
+      uint8_t slots : 4;    /* of the instruction; 0: it is terminal, and left to the interpreter for good */
+	uint8_t length : 4; /* of the instruction */
 	bool write, flags_in_register;
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
@@ -117,8 +120,10 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector,
-	    *slow; /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *slow,
+	    *call_out;                        /* trampolines, writable view */
+	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
+	bool came_back;
 	struct xlink *links;
 	uint32_t link_count;
 	struct xsite *sites;
@@ -127,7 +132,8 @@ struct translator {
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
 	struct {
-		uint64_t blocks, bytes, instructions, fallbacks, slow, leaves, leaves_indirect, enters, failed;
+		uint64_t blocks, bytes, instructions, fallbacks, slow, call_outs, leaves, leaves_indirect, enters,
+		    failed;
 	} counters;
 };
 
