@@ -62,8 +62,8 @@ void block_cache_destroy(struct interpreter *interpreter)
 	interpreter->cache = NULL;
 }
 
-/* The decoders follow the guest's CPU where vendors and models differ. */
-static void init_decoders(struct vcpu *vcpu, struct block_cache *cache)
+/* Follows the guest's CPU where vendors and models differ. */
+void guest_decoder_init(ZydisDecoder *decoder, unsigned mode, const struct cpu_model *model)
 {
 	static const struct {
 		ZydisMachineMode mode;
@@ -73,19 +73,15 @@ static void init_decoders(struct vcpu *vcpu, struct block_cache *cache)
 	    {ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32},
 	    {ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64},
 	};
-	const struct cpu_model *model = vcpu->model;
 
-	for (unsigned i = 0; i < 3; i++) {
-		ZydisDecoder *decoder = &cache->decoder[i];
-		ZydisDecoderInit(decoder, modes[i].mode, modes[i].stack);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, model && model->amd);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, !model || model->lzcnt);
-		ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, !model || model->bmi1);
-	}
+	ZydisDecoderInit(decoder, modes[mode].mode, modes[mode].stack);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, model && model->amd);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CET, ZYAN_FALSE);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_LZCNT, !model || model->lzcnt);
+	ZydisDecoderEnableMode(decoder, ZYDIS_DECODER_MODE_TZCNT, !model || model->bmi1);
 }
 
 void block_cache_flush(struct vcpu *vcpu)
@@ -101,7 +97,8 @@ void block_cache_flush(struct vcpu *vcpu)
 	interpreter->cache_full = false;
 	if (interpreter->translator)
 		translator_flush(interpreter->translator);
-	init_decoders(vcpu, cache);
+	for (unsigned mode = 0; mode < 3; mode++)
+		guest_decoder_init(&cache->decoder[mode], mode, vcpu->model);
 	/* The model or the forms' number may have asked for this: start afresh. */
 	if (interpreter->native && native_usage(interpreter->native) >= USAGE_FULL / 2)
 		native_flush(interpreter->native);
@@ -287,7 +284,7 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	    .block = block,
 	    .next = block->insn,
 	};
-	if (interpreter->translator && interpreter->mode == MODE_64 && ram)
+	if (interpreter->translator && translator_mode(interpreter->mode) && ram)
 		emit(&d, translator_heat);
 	/* Neither code that is not RAM (its bytes may change unseen) nor a block that a segment's limit may cut is
 	 * kept. */

@@ -4,6 +4,8 @@
  */
 #pragma once
 
+#include <Zydis/Zydis.h>
+
 #include "engines/interpreter/insn.h"
 
 #define BLOCK_INSTRUCTIONS_MAX 64
@@ -18,5 +20,7 @@ void block_cache_flush(struct vcpu *vcpu);
  * NULL and state.rip exact. NULL: out of memory for a single block, which cannot happen.
  */
 struct block *block_find(struct vcpu *vcpu);
+/* A decoder of 16-, 32- or 64-bit code (MODE_SIZE) as a CPU of this model sees it (NULL: of no particular one). */
+void guest_decoder_init(ZydisDecoder *decoder, unsigned mode, const struct cpu_model *model);
 /* May transfers be linked to this block? */
 bool block_linkable(const struct interpreter *interpreter, const struct block *block);

@@ -242,9 +242,9 @@ static void popa_general(PARAMETERS)
 
 	SLOW_ENTER;
 	for (unsigned i = 0; i < 8; i++)
-		value[i] = i == 3 ? 0 : stack_read(vcpu, pointer + i * size, size);
+		value[i] = stack_read(vcpu, pointer + i * size, size);
 	for (unsigned i = 0; i < 8; i++)
-		if (i != 3) /* ESP's image is skipped */
+		if (i != 3) /* ESP's image is read, and dropped (measured on Zen 4) */
 			set_register(vcpu, GPR_OFFSET(7 - i), size, value[i]);
 	stack_set_pointer(vcpu, pointer + 8 * size);
 	NEXT_SLOW;

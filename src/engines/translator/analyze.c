@@ -20,7 +20,7 @@ bool address_possible(const struct item *item)
 		const ZydisDecodedOperand *o = &item->operand[n];
 
 		if (is_memory(o) && (o->mem.type == ZYDIS_MEMOP_TYPE_VSIB || item->i.address_width == 16 ||
-		                     !(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM)))
+		                     (!(item->i.attributes & ZYDIS_ATTRIB_HAS_MODRM) && !is_direct_move(&item->i))))
 			return false;
 		/* Zydis 4.0 reports R13D for SIB base 5 with mod 0 and REX.B behind 67h: there is no base (SDM 2A table 2-3). */
 		if (is_memory(o) && item->i.raw.modrm.mod == 0 && item->i.raw.modrm.rm == 4 &&
@@ -30,23 +30,27 @@ bool address_possible(const struct item *item)
 	return true;
 }
 
-static enum kind classify_push_pop(const struct item *item, enum kind kind)
+static enum kind classify_push_pop(const struct translation *tr, const struct item *item, enum kind kind)
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
+	bool high;
 
-	if (item->i.operand_width != 64)
+	if (item->i.operand_width != tr->stack_size * 8)
 		return KIND_FALLBACK;
-	if (o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_GPR64)
-		return kind;
-	return kind == KIND_PUSH && o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? kind : KIND_FALLBACK;
+	if (o->type == ZYDIS_OPERAND_TYPE_REGISTER)
+		return operand_gpr(o, &high) >= 0 ? kind : KIND_FALLBACK;
+	if (kind != KIND_PUSH)
+		return KIND_FALLBACK;
+	return o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE || address_possible(item) ? kind : KIND_FALLBACK;
 }
 
-static enum kind classify_branch(const struct item *item, enum kind direct, enum kind indirect)
+static enum kind classify_branch(const struct translation *tr, const struct item *item, enum kind direct,
+                                 enum kind indirect)
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
 
 	/* With 66h AMD processors truncate RIP. */
-	if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+	if (item->i.operand_width != tr->stack_size * 8 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
 	    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
 		return KIND_FALLBACK;
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
@@ -78,9 +82,15 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 		return KIND_FALLBACK;
 	if (item->form->class_needed & ~(NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512 | NATIVE_VEX))
 		return KIND_FALLBACK;
+	/* With F3 the host's would be LZCNT and TZCNT, which the guest's CPU does not have then. */
+	if ((item->i.mnemonic == ZYDIS_MNEMONIC_BSR || item->i.mnemonic == ZYDIS_MNEMONIC_BSF) &&
+	    (item->i.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
+		return KIND_FALLBACK;
 	/* Named by the instruction: LDMXCSR and STMXCSR work on the vCPU block in forms. */
 	if (item->i.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_STMXCSR ||
 	    item->i.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_VSTMXCSR)
+		return KIND_FALLBACK;
+	if (tr->code32 && !mode32_possible(item))
 		return KIND_FALLBACK;
 	if (scratch_needed(item) > (item->form->memory_size ? 1 : 2))
 		return KIND_FALLBACK;
@@ -106,7 +116,7 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	ZydisMnemonic m = item->i.mnemonic;
 
 	if (is_jcc(m))
-		return classify_branch(item, KIND_JCC, KIND_FALLBACK);
+		return classify_branch(tr, item, KIND_JCC, KIND_FALLBACK);
 	switch (m) {
 	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_ENDBR64:
@@ -119,18 +129,18 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	case ZYDIS_MNEMONIC_LEA:
 		return item->i.operand_width >= 32 && address_possible(item) ? KIND_LEA : KIND_FALLBACK;
 	case ZYDIS_MNEMONIC_PUSH:
-		return classify_push_pop(item, KIND_PUSH);
+		return classify_push_pop(tr, item, KIND_PUSH);
 	case ZYDIS_MNEMONIC_POP:
-		return classify_push_pop(item, KIND_POP);
+		return classify_push_pop(tr, item, KIND_POP);
 	case ZYDIS_MNEMONIC_LEAVE:
-		return item->i.operand_width == 64 ? KIND_LEAVE : KIND_FALLBACK;
+		return item->i.operand_width == tr->stack_size * 8 ? KIND_LEAVE : KIND_FALLBACK;
 	case ZYDIS_MNEMONIC_JMP:
-		return classify_branch(item, KIND_JMP, KIND_JMP_INDIRECT);
+		return classify_branch(tr, item, KIND_JMP, KIND_JMP_INDIRECT);
 	case ZYDIS_MNEMONIC_CALL:
-		return classify_branch(item, KIND_CALL, KIND_CALL_INDIRECT);
+		return classify_branch(tr, item, KIND_CALL, KIND_CALL_INDIRECT);
 	case ZYDIS_MNEMONIC_RET:
 		/* With 66h AMD processors pop 16 bits. */
-		if (item->i.operand_width != 64 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
+		if (item->i.operand_width != tr->stack_size * 8 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
 		    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
 			return KIND_FALLBACK;
 		return KIND_RET;
@@ -196,7 +206,7 @@ static uint8_t count_slots(const struct block *block, const struct item *item, u
 
 uint64_t branch_target(const struct translation *tr, const struct item *item)
 {
-	return tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u;
+	return (tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u) & tr->rip_mask;
 }
 
 /*
@@ -216,8 +226,7 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target)
 		ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
 		uint32_t read, killed;
 
-		if (!ZYAN_SUCCESS(
-		        ZydisDecoderDecodeFull(&tr->own_decoder, page + at, MEMORY_PAGE_SIZE - at, &i, operand)))
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(tr->decoder, page + at, MEMORY_PAGE_SIZE - at, &i, operand)))
 			return ALL_FLAGS;
 		find_flags(&i, operand, &read, &killed);
 		wanted |= read & ~settled;
@@ -261,7 +270,7 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target)
 
 static uint32_t flags_wanted_after(struct translation *tr, const struct item *last)
 {
-	uint64_t next = tr->rip + last->offset + last->i.length;
+	uint64_t next = (tr->rip + last->offset + last->i.length) & tr->rip_mask;
 
 	switch (last->kind) {
 	case KIND_JMP:
@@ -309,8 +318,8 @@ bool first_pass(struct translation *tr)
 	while (tr->count < block->count && tr->count < BLOCK_MAX) {
 		struct item *item = &tr->item[tr->count];
 
-		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&tr->own_decoder, block->bytes + offset,
-		                                         block->length - offset, &item->i, item->operand)))
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(tr->decoder, block->bytes + offset, block->length - offset,
+		                                         &item->i, item->operand)))
 			return false;
 		item->offset = (uint16_t)offset;
 		item->form = NULL;

@@ -33,7 +33,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	bool clobbers = !same_page || backward;
 	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
 	if (!same_page) {
-		uint64_t *key = &t->page_key[tr->view][target >> 12 & (XPAGE_SIZE - 1)];
+		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
 
 		/* The key that the link is good for stands behind it (translator_to_link fills it): compared in one. */
 		emit_load(e, S1, xabs(key));
@@ -68,17 +68,17 @@ void exit_indirect(struct translation *tr, const struct item *item, int32_t rele
 	emit_byte(e, 0x3b);
 	emit_byte(e, 0x0c);
 	emit_byte(e, 0xd5);
-	emit_u32(e, xabs(t->jump_rip[tr->view]));
+	emit_u32(e, xabs(t->jump_rip[tr->code_view]));
 	uint8_t *miss = emit_jump_if(e, CC_NE);
 	emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 	uint8_t *poll = emit_jump_if(e, CC_NE);
 	if (release)
-		emit_lea(e, GUEST_RSP, GUEST_RSP, release);
+		move_stack(tr, GUEST_RSP, release);
 	emit_byte(e, 0x42); /* jmp [r10*8 + jump_host] */
 	emit_byte(e, 0xff);
 	emit_byte(e, 0x24);
 	emit_byte(e, 0xd5);
-	emit_u32(e, xabs(t->jump_host[tr->view]));
+	emit_u32(e, xabs(t->jump_host[tr->code_view]));
 	emit_fix(e, miss);
 	emit_fix(e, poll);
 	emit_store(e, S1, xabs(&t->target));
@@ -92,11 +92,13 @@ void exit_indirect(struct translation *tr, const struct item *item, int32_t rele
 static void translate_push_return(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
-	uint64_t next = tr->rip + item->offset + item->i.length;
+	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
 
-	emit_lea(e, S1, GUEST_RSP, -8);
-	lower_check(tr, item, 8, true);
-	if ((int64_t)next == (int32_t)next) {
+	stack_address(tr, GUEST_RSP, -(int)tr->stack_size);
+	lower_check(tr, item, tr->stack_size, true);
+	if (tr->code32) {
+		emit_store_stack32(tr, (uint32_t)next);
+	} else if ((int64_t)next == (int32_t)next) {
 		emit_byte(e, 0x49);
 		emit_byte(e, 0xc7);
 		emit_byte(e, 0x01);
@@ -105,7 +107,7 @@ static void translate_push_return(struct translation *tr, const struct item *ite
 		emit_move_imm64(e, S2, next);
 		emit_op_base(e, true, 0x89, S2, S1, 0);
 	}
-	emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
+	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
 
 /* The target of an indirect branch into S1. Flags are kept before. */
@@ -115,20 +117,20 @@ static void translate_target(struct translation *tr, const struct item *item)
 	bool high;
 
 	if (is_memory(o)) {
-		lower_memory(tr, item, o, 8, false);
-		emit_op_base(&tr->e, true, 0x8b, S1, S1, 0);
+		lower_memory(tr, item, o, tr->stack_size, false);
+		emit_op_base(&tr->e, !tr->code32, 0x8b, S1, S1, 0);
 	} else {
 		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S1);
 
 		if (value != S1)
-			emit_move(&tr->e, S1, value);
+			emit_op_reg(&tr->e, !tr->code32, 0x89, value, S1);
 	}
 }
 
 void translate_terminal(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
-	uint64_t from = tr->rip + item->offset, next = from + item->i.length;
+	uint64_t from = tr->rip + item->offset, next = (from + item->i.length) & tr->rip_mask;
 
 	switch (item->kind) {
 	case KIND_JMP:
@@ -160,22 +162,23 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		flags_keep(tr, ALL_FLAGS);
 		translate_target(tr, item);
 		/* A target that is not canonical is the CALL's #GP, before it pushes. */
-		check_canonical(tr, item);
+		if (!tr->code32)
+			check_canonical(tr, item);
 		emit_store(e, S1, xabs(&tr->t->target));
 		translate_push_return(tr, item);
 		emit_load(e, S1, xabs(&tr->t->target));
-		exit_indirect(tr, item, 0, 8);
+		exit_indirect(tr, item, 0, (int)tr->stack_size);
 		break;
 	}
 	case KIND_RET:
 		flags_keep(tr, ALL_FLAGS);
-		emit_move(e, S1, GUEST_RSP);
-		lower_check(tr, item, 8, false);
-		emit_op_base(e, true, 0x8b, S1, S1, 0);
+		stack_address(tr, GUEST_RSP, 0);
+		lower_check(tr, item, tr->stack_size, false);
+		emit_op_base(e, !tr->code32, 0x8b, S1, S1, 0);
 		exit_indirect(tr, item,
-		              8 + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
-		                       ? (int32_t)item->operand[0].imm.value.u
-		                       : 0),
+		              (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+		                                         ? (int32_t)item->operand[0].imm.value.u
+		                                         : 0),
 		              0);
 		break;
 	default:
@@ -274,6 +277,9 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_jump_to(e, t->exit_link);
 		break;
 	}
+	case PENDING_SLOT:
+		exit_to_slot(tr, p.slot);
+		break;
 	case PENDING_VECTOR:
 		if (p.save) {
 			emit_load(e, RCX, xabs(&t->target));

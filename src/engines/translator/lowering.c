@@ -213,6 +213,11 @@ void lower_memory(struct translation *tr, const struct item *item, const ZydisDe
 	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS) {
 		enum segment_register segment = o->mem.segment == ZYDIS_REGISTER_FS ? SEG_FS : SEG_GS;
 
+		if (tr->code32) {
+			mode32_segment(tr, item, segment, size);
+			lower_check(tr, item, size, write);
+			return;
+		}
 		if (o->mem.base != ZYDIS_REGISTER_NONE || o->mem.index != ZYDIS_REGISTER_NONE)
 			check_canonical(tr, item); /* AMD: already before the base is added */
 		emit_op_abs(&tr->e, true, 0x03, S1, xabs(&tr->t->vcpu->state.segment[segment].base));

@@ -88,6 +88,41 @@ static bool is_kept_prefix(uint8_t byte)
 	return byte == 0x66 || byte == 0xf0 || byte == 0xf2 || byte == 0xf3;
 }
 
+static bool long_mode(const ZydisDecodedInstruction *i)
+{
+	return i->machine_mode == ZYDIS_MACHINE_MODE_LONG_64;
+}
+
+bool is_direct_move(const ZydisDecodedInstruction *i)
+{
+	return i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && i->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+	       i->opcode >= 0xa0 && i->opcode <= 0xa3;
+}
+
+static bool is_short_increment(const ZydisDecodedInstruction *i)
+{
+	return i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && i->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+	       (i->opcode & 0xf0) == 0x40;
+}
+
+/* One-byte opcodes without ModRM that are written with one: MOV of the accumulator and an address in the instruction,
+ * and INC and DEC of 32-bit code, whose opcodes are REX prefixes here. */
+static bool rewrite_with_modrm(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t map[16],
+                               unsigned base, const uint8_t *prefixes, unsigned prefix_count, unsigned rex)
+{
+	static const uint8_t move[] = {0x8a, 0x8b, 0x88, 0x89};
+	bool increment = is_short_increment(i);
+	unsigned reg = increment ? i->opcode >> 3 & 1 : map[0], rm = increment ? map[i->opcode & 7] : base;
+
+	rex = 0x40 | (rex & 8) | (reg & 8) >> 1 | rm >> 3;
+	emit_bytes(e, prefixes, prefix_count);
+	if (rex != 0x40)
+		emit_byte(e, rex);
+	emit_byte(e, increment ? 0xffu : move[i->opcode & 3]);
+	emit_byte(e, (increment ? 0xc0u : 0) | (reg & 7) << 3 | (rm & 7));
+	return true;
+}
+
 /* ModRM of the new instruction, and what follows it. */
 static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, const struct fields *f,
                       unsigned base)
@@ -114,8 +149,10 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 			prefixes[prefix_count++] = bytes[at];
 		at++;
 	}
-	if ((bytes[at] & 0xf0) == 0x40)
+	if (long_mode(i) && (bytes[at] & 0xf0) == 0x40)
 		rex = bytes[at++];
+	if (is_direct_move(i) || is_short_increment(i))
+		return rewrite_with_modrm(e, i, map, base, prefixes, prefix_count, rex);
 	if (f->memory && !modrm)
 		return false;
 	unsigned opcode_end = modrm ? i->raw.modrm.offset : i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
@@ -229,6 +266,11 @@ static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, co
 	return true;
 }
 
+static bool is_flags(const ZydisDecodedOperand *o)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_FLAGS;
+}
+
 /*
  * What was made is decoded again: the same operation on the registers that `map` says and on [base], and nothing else. Whatever a guest feeds us,
  * translated code touches no other register (host RSP is ring3's own) and no other memory.
@@ -248,7 +290,11 @@ static bool verify(const ZydisDecoder *decoder, const uint8_t *code, size_t leng
 		bool was_high, is_high;
 		int guest = operand_gpr(was, &was_high), host = operand_gpr(is, &is_high);
 
-		if (was->type != is->type || was->size != is->size || was_high != is_high)
+		if (was->type != is->type || was_high != is_high)
+			return false;
+		if (is_flags(was) && is_flags(is)) /* EFLAGS and RFLAGS */
+			continue;
+		if (was->size != is->size)
 			return false;
 		if (guest >= 0 && host != (was_high ? guest : map[guest]))
 			return false;

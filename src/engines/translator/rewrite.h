@@ -6,7 +6,7 @@
 #include "engines/translator/emitter.h"
 
 /*
- * Emits `instruction` (of 64-bit code) with each general register n in an operand field replaced by map[n], and its
+ * Emits `instruction` (of 64- or 32-bit code) for 64-bit code, with each general register n in an operand field replaced by map[n], and its
  * memory operand (if it has one) by [base], base 8-15 but not 12 or 13. False, with nothing emitted: it cannot be
  * encoded so (AH-DH beside a REX prefix, no ModRM ...).
  */
@@ -14,5 +14,7 @@ bool rewrite_instruction(struct emitter *e, const ZydisDecoder *decoder, const Z
                          const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
                          unsigned base);
 
+/* MOV of AL or eAX and memory at an address in the instruction (A0-A3), which has no ModRM. */
+bool is_direct_move(const ZydisDecodedInstruction *instruction);
 /* 0-15 when the operand is a general register (of any width), else -1. `high`: AH, CH, DH, BH. */
 int operand_gpr(const ZydisDecodedOperand *operand, bool *high);

@@ -67,7 +67,7 @@ static void empty_targets(struct translator *t, unsigned view)
 static void empty_all(struct translator *t)
 {
 	empty_tlb(t, false);
-	for (unsigned view = 0; view < MMU_VIEWS; view++)
+	for (unsigned view = 0; view < XVIEWS; view++)
 		empty_targets(t, view);
 }
 
@@ -76,9 +76,10 @@ static void empty_page(struct translator *t, uint64_t linear)
 {
 	bool large = linear >> 63 || t->large_low;
 
-	for (unsigned view = 0; view < MMU_VIEWS; view++) {
+	for (unsigned view = 0; view < XVIEWS; view++)
 		if (t->code_used[view] && (large || t->page_key[view][linear >> 12 & (XPAGE_SIZE - 1)] != UINT64_MAX))
 			empty_targets(t, view);
+	for (unsigned view = 0; view < MMU_VIEWS; view++) {
 		for (unsigned write = 0; write < 2; write++) {
 			unsigned n = linear >> 12 & (XTLB_ENTRIES - 1);
 
@@ -103,7 +104,7 @@ void translator_flush(struct translator *t)
 		free(t->blocks);
 		t->blocks = next;
 	}
-	for (unsigned view = 0; view < MMU_VIEWS; view++)
+	for (unsigned view = 0; view < XVIEWS; view++)
 		empty_targets(t, view);
 }
 
@@ -144,7 +145,7 @@ static void catch_up(struct translator *t)
 			empty_all(t);
 		} else if (note->kind == MMU_FLUSH_NONGLOBAL) {
 			empty_nonglobal(t);
-			for (unsigned view = 0; view < MMU_VIEWS; view++)
+			for (unsigned view = 0; view < XVIEWS; view++)
 				if (t->code_not_global[view])
 					empty_targets(t, view);
 		} else {
@@ -195,6 +196,8 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 
 	announce(t);
 	catch_up(t);
+	if (xblock->code_view >= MMU_VIEWS)
+		mode32_note_segments(t);
 	t->vector_wanted = xblock->vector && !(vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512));
 	if (xblock->vector && !t->vector_wanted) {
 		const struct insn *insn = &xblock->block->insn[1];
@@ -249,7 +252,8 @@ void translator_heat(PARAMETERS)
 	struct block *block = (struct block *)((uint8_t *)slot - offsetof(struct block, insn));
 	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
 	vcpu->executing = NULL;
-	struct xblock *xblock = block->mode == MODE_64 && !block->crosses ? translate_block(t, block, &full) : NULL;
+	struct xblock *xblock =
+	    translator_mode(block->mode) && !block->crosses ? translate_block(t, block, &full) : NULL;
 	if (!xblock) {
 		slot->run = untranslated;
 		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 ||
@@ -329,7 +333,7 @@ void translator_to_link(PARAMETERS)
 		catch_up(t);
 		link->host = link->entry_a ? xblock->entry_a : xblock->entry_b;
 		link->key = xpage_key(link->rip, block->physical);
-		note_code_page(t, xblock->view, link->rip, block->physical);
+		note_code_page(t, xblock->code_view, link->rip, block->physical);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -348,7 +352,7 @@ void translator_to_address(PARAMETERS)
 	}
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;
-	vcpu->state.gpr[RSP] += t->release;
+	vcpu->state.gpr[RSP] = (vcpu->state.gpr[RSP] + t->release) & interpreter_of(vcpu)->rip_mask;
 	vcpu->state.rip = rip;
 	interpreter_of(vcpu)->pending = NULL;
 	struct block *block = find_block(vcpu);
@@ -357,9 +361,9 @@ void translator_to_address(PARAMETERS)
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock) {
 		catch_up(t);
-		note_code_page(t, xblock->view, rip, block->physical);
-		t->jump_rip[xblock->view][rip & (XJUMP_SIZE - 1)] = rip;
-		t->jump_host[xblock->view][rip & (XJUMP_SIZE - 1)] = xblock->entry_b;
+		note_code_page(t, xblock->code_view, rip, block->physical);
+		t->jump_rip[xblock->code_view][rip & (XJUMP_SIZE - 1)] = rip;
+		t->jump_host[xblock->code_view][rip & (XJUMP_SIZE - 1)] = xblock->entry_b;
 	}
 	return go_on(ARGUMENTS, block);
 }

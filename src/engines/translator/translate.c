@@ -78,22 +78,31 @@ static void translate_push(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
 	const ZydisDecodedOperand *o = &item->operand[0];
+	int size = (int)tr->stack_size;
 	bool high;
 
+	if (is_memory(o)) {
+		lower_memory(tr, item, o, tr->stack_size, false);
+		emit_op_base(e, !tr->code32, 0x8b, S1, S1, 0);
+		emit_store(e, S1, xabs(&tr->t->target));
+	}
 	flags_keep(tr, item->live_before);
-	emit_lea(e, S1, GUEST_RSP, -8);
-	lower_check(tr, item, 8, true);
+	stack_address(tr, GUEST_RSP, -size);
+	lower_check(tr, item, tr->stack_size, true);
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-		emit_byte(e, 0x49); /* mov qword [r9], imm32 */
+		emit_byte(e, tr->code32 ? 0x41 : 0x49); /* mov dword or qword [r9], imm32 */
 		emit_byte(e, 0xc7);
 		emit_byte(e, 0x01);
 		emit_u32(e, (uint32_t)o->imm.value.u);
+	} else if (is_memory(o)) {
+		emit_load(e, S2, xabs(&tr->t->target));
+		emit_op_base(e, !tr->code32, 0x89, S2, S1, 0);
 	} else {
 		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S2);
 
-		emit_op_base(e, true, 0x89, value, S1, 0);
+		emit_op_base(e, !tr->code32, 0x89, value, S1, 0);
 	}
-	emit_lea(e, GUEST_RSP, GUEST_RSP, -8);
+	move_stack(tr, GUEST_RSP, -size);
 }
 
 static void translate_pop(struct translation *tr, const struct item *item)
@@ -103,11 +112,11 @@ static void translate_pop(struct translation *tr, const struct item *item)
 	unsigned guest = (unsigned)operand_gpr(&item->operand[0], &high), to = result_in(guest, S2);
 
 	flags_keep(tr, item->live_before);
-	emit_move(e, S1, GUEST_RSP);
-	lower_check(tr, item, 8, false);
-	emit_op_base(e, true, 0x8b, to, S1, 0);
+	stack_address(tr, GUEST_RSP, 0);
+	lower_check(tr, item, tr->stack_size, false);
+	emit_op_base(e, !tr->code32, 0x8b, to, S1, 0);
 	if (guest != RSP)
-		emit_lea(e, GUEST_RSP, GUEST_RSP, 8);
+		move_stack(tr, GUEST_RSP, (int)tr->stack_size);
 	store_result(tr, guest, to);
 }
 
@@ -116,10 +125,10 @@ static void translate_leave(struct translation *tr, const struct item *item)
 	struct emitter *e = &tr->e;
 
 	flags_keep(tr, item->live_before);
-	emit_move(e, S1, RBP);
-	lower_check(tr, item, 8, false);
-	emit_lea(e, GUEST_RSP, RBP, 8);
-	emit_op_base(e, true, 0x8b, RBP, S1, 0);
+	stack_address(tr, RBP, 0);
+	lower_check(tr, item, tr->stack_size, false);
+	move_stack(tr, RBP, (int)tr->stack_size);
+	emit_op_base(e, !tr->code32, 0x8b, RBP, S1, 0);
 }
 
 static void second_pass(struct translation *tr, struct xblock *xblock)
@@ -176,7 +185,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	if (!ends_block(last)) {
 		uint64_t next = tr->rip + last->offset + last->i.length;
 
-		exit_direct(tr, next - 1, next);
+		exit_direct(tr, next - 1, next & tr->rip_mask);
 	}
 	for (unsigned n = 0; n < tr->pending_count; n++)
 		emit_pending(tr, n, xblock);
@@ -196,8 +205,8 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 	for (unsigned n = 0; n < tr->count; n++) {
 		const struct item *item = &tr->item[n];
 
-		disassemble(tr->block->bytes + item->offset, item->i.length, 64, tr->rip + item->offset, text,
-		            sizeof(text));
+		disassemble(tr->block->bytes + item->offset, item->i.length, tr->code32 ? 32 : 64,
+		            tr->rip + item->offset, text, sizeof(text));
 		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  %016llx %s%s",
 		      (unsigned long long)(tr->rip + item->offset), text,
 		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
@@ -223,13 +232,12 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		tr = t->scratch = malloc(sizeof(*tr));
 		if (!tr)
 			return NULL;
-		const struct cpu_model *model = t->vcpu->model;
-
-		ZydisDecoderInit(&tr->own_decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
-		ZydisDecoderEnableMode(&tr->own_decoder, ZYDIS_DECODER_MODE_AMD_BRANCHES, model && model->amd);
-		ZydisDecoderEnableMode(&tr->own_decoder, ZYDIS_DECODER_MODE_MPX, ZYAN_FALSE);
-		ZydisDecoderEnableMode(&tr->own_decoder, ZYDIS_DECODER_MODE_CLDEMOTE, ZYAN_FALSE);
-		ZydisDecoderEnableMode(&tr->own_decoder, ZYDIS_DECODER_MODE_WBNOINVD, ZYAN_FALSE);
+		tr->decoders_for = NULL;
+	}
+	if (tr->decoders_for != t->vcpu->model) {
+		guest_decoder_init(&tr->own_decoder, MODE_64, t->vcpu->model);
+		guest_decoder_init(&tr->decoder32, MODE_32, t->vcpu->model);
+		tr->decoders_for = t->vcpu->model;
 	}
 	tr->t = t;
 	tr->block = block;
@@ -237,6 +245,11 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->failed = tr->vector = false;
 	tr->rip = t->vcpu->state.rip;
 	tr->view = t->vcpu->mmu.view;
+	tr->code32 = block->mode != MODE_64;
+	tr->code_view = tr->view + (tr->code32 ? MMU_VIEWS : 0);
+	tr->decoder = tr->code32 ? &tr->decoder32 : &tr->own_decoder;
+	tr->rip_mask = tr->code32 ? UINT32_MAX : UINT64_MAX;
+	tr->stack_size = tr->code32 ? 4 : 8;
 
 	if (!first_pass(tr))
 		return NULL;
@@ -252,6 +265,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .block = block,
 	                          .generation = block->generation,
 	                          .view = (uint8_t)tr->view,
+	                          .code_view = (uint8_t)tr->code_view,
 	                          .vector = tr->vector};
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
 	second_pass(tr, xblock);

@@ -5,9 +5,11 @@
  *	translate.c  second pass: one function per kind of instruction
  *	lowering.c   the seam for memory operands and flags
  *	control.c    exits, links, a block's entries, code out of line
+ *	mode32.c     what is different in 32-bit code
  */
 #pragma once
 
+#include "engines/interpreter/cache.h"
 #include "engines/translator/rewrite.h"
 #include "engines/translator/runtime.h"
 
@@ -52,12 +54,13 @@ struct item {
 
 /* Out-of-line code. */
 struct pending {
-	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_VECTOR, PENDING_STALE } kind;
+	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_VECTOR, PENDING_STALE, PENDING_SLOT } kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;
 	const struct item *item; /* of PENDING_SLOW */
 	struct xlink *link;
+	const struct insn *slot;
 	uint32_t tag; /* of PENDING_SLOW: address of the tags */
 	uint64_t target;
 	bool in_register, in_memory; /* where flags are */
@@ -71,13 +74,19 @@ struct translation {
 	struct item item[BLOCK_MAX];
 	unsigned count;
 	uint64_t rip;
-	unsigned view;
+	unsigned view, code_view; /* enum mmu_view; below XVIEWS */
+	/* Of the guest's code: 32-bit code, with a flat stack and 32-bit ESP and EIP. */
+	bool code32;
+	unsigned stack_size; /* bytes that PUSH, CALL and their like move: 8 or 4 */
+	uint64_t rip_mask;
+	const ZydisDecoder *decoder;
 	bool in_register, in_memory; /* where valid guest flags are now */
 	struct pending pending[PENDING_MAX];
 	unsigned pending_count;
 	bool failed, vector;
 
-	ZydisDecoder own_decoder;
+	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
+	const struct cpu_model *decoders_for;
 };
 
 /* analyze.c */
@@ -110,6 +119,14 @@ const ZydisDecodedOperand *memory_operand(const struct item *item);
 unsigned value_of(struct translation *tr, unsigned guest, unsigned scratch);
 unsigned result_in(unsigned guest, unsigned scratch);
 void store_result(struct translation *tr, unsigned guest, unsigned host);
+
+/* mode32.c */
+bool mode32_possible(const struct item *item);
+void mode32_segment(struct translation *tr, const struct item *item, enum segment_register segment, unsigned size);
+/* The address at register + displacement on the stack into S1; moving the stack pointer to there. No flags. */
+void stack_address(struct translation *tr, unsigned reg, int displacement);
+void move_stack(struct translation *tr, unsigned reg, int displacement);
+void emit_store_stack32(struct translation *tr, uint32_t value);
 
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);

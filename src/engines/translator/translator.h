@@ -40,6 +40,7 @@
 #define XJUMP_BITS   11
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
 #define XPAGE_SIZE   2048u
+#define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XLINKS_MAX   (1u << 18)
 #define XSITES_MAX   (1u << 20)
 #define XKIND_GLOBAL 1u
@@ -58,9 +59,9 @@ struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
 	const uint8_t *entry_a, *entry_b;
 	struct block *block;
-	uint32_t generation; /* of the page when it was translated */
-	uint8_t view;
-	bool vector; /* uses vector registers */
+	uint32_t generation;     /* of the page when it was translated */
+	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
+	bool vector;             /* uses vector registers */
 	struct xblock *next;
 };
 
@@ -90,10 +91,12 @@ struct translator {
 	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
 	uint8_t tlb_kind[MMU_VIEWS][2][XTLB_ENTRIES];      /* XKIND_*: what the entry's page is */
 	unsigned large_low; /* entries of large pages in the lower half of linear space */
-	bool tlb_used[MMU_VIEWS][2], code_used[MMU_VIEWS], code_not_global[MMU_VIEWS];
-	uint64_t jump_rip[MMU_VIEWS][XJUMP_SIZE]; /* indirect targets; 1: empty */
-	const uint8_t *jump_host[MMU_VIEWS][XJUMP_SIZE];
-	uint64_t page_key[MMU_VIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
+	bool tlb_used[MMU_VIEWS][2], code_used[XVIEWS], code_not_global[XVIEWS];
+	uint64_t jump_rip[XVIEWS][XJUMP_SIZE]; /* indirect targets; 1: empty */
+	const uint8_t *jump_host[XVIEWS][XJUMP_SIZE];
+	uint64_t page_key[XVIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
+	/* For 32-bit code: the last offset that FS and GS reach, or -1 where they are not plain writable data. */
+	int64_t segment_last[2];
 
 	uint64_t target; /* for trampolines and CALLs */
 	uint64_t exit_argument;
@@ -149,6 +152,15 @@ static inline uint64_t xpage_key(uint64_t linear, uint64_t physical)
 {
 	return (linear >> 21) << 36 | physical >> 12;
 }
+
+/* Code of which modes is translated: 64-bit code, and 32-bit code whose segments (but FS and GS) are flat. */
+static inline bool translator_mode(uint32_t mode)
+{
+	return mode == MODE_64 || mode == (MODE_32 | MODE_STACK32 | MODE_FLAT);
+}
+
+/* mode32.c: 32-bit code is about to be entered; FS and GS may have changed. */
+void mode32_note_segments(struct translator *t);
 
 /* runtime.c */
 struct translator *
