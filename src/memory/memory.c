@@ -75,6 +75,7 @@ int memory_create(struct memory *memory, uint64_t size)
 	    (memory->high_size ? MEMORY_HIGH_BASE + memory->high_size : memory->low_size) >> MEMORY_PAGE_SHIFT;
 	pthread_mutex_init(&memory->split_lock, NULL);
 	pthread_mutex_init(&memory->watch_lock, NULL);
+	pthread_mutex_init(&memory->listener_lock, NULL);
 	error = map_ram(memory);
 	if (error)
 		goto fail;
@@ -115,6 +116,7 @@ void memory_destroy(struct memory *memory)
 	if (memory->size) {
 		pthread_mutex_destroy(&memory->split_lock);
 		pthread_mutex_destroy(&memory->watch_lock);
+		pthread_mutex_destroy(&memory->listener_lock);
 	}
 	memset(memory, 0, sizeof(*memory));
 	memory->fd = -1;
@@ -239,13 +241,50 @@ uint32_t memory_watch_code(struct memory *memory, uint64_t physical)
 	}
 }
 
+static void tell_listeners(struct memory *memory, uint64_t page)
+{
+	pthread_mutex_lock(&memory->listener_lock);
+	uint32_t n = atomic_load(&memory->code_writes);
+	atomic_store(&memory->code_note[n % MEMORY_CODE_NOTES], page);
+	atomic_store(&memory->code_writes, n + 1);
+	if (memory->listeners) {
+		for (struct memory_code_listener *l = memory->listeners; l; l = l->next)
+			l->written(l, false);
+		memory_barrier_all(memory);
+		for (struct memory_code_listener *l = memory->listeners; l; l = l->next)
+			l->written(l, true);
+	}
+	pthread_mutex_unlock(&memory->listener_lock);
+}
+
+void memory_listen(struct memory *memory, struct memory_code_listener *listener)
+{
+	pthread_mutex_lock(&memory->listener_lock);
+	listener->next = memory->listeners;
+	memory->listeners = listener;
+	pthread_mutex_unlock(&memory->listener_lock);
+}
+
+void memory_unlisten(struct memory *memory, struct memory_code_listener *listener)
+{
+	pthread_mutex_lock(&memory->listener_lock);
+	for (struct memory_code_listener **l = &memory->listeners; *l; l = &(*l)->next)
+		if (*l == listener) {
+			*l = listener->next;
+			break;
+		}
+	pthread_mutex_unlock(&memory->listener_lock);
+}
+
 void memory_page_written(struct memory *memory, uint64_t physical)
 {
 	uint64_t page = physical >> MEMORY_PAGE_SHIFT;
 	uint8_t flags = atomic_exchange(&memory->page_flags[page], 0);
 
-	if (flags & PAGE_CODE)
+	if (flags & PAGE_CODE) {
 		atomic_fetch_add(&memory->code_generation[page], 1);
+		tell_listeners(memory, page);
+	}
 	if ((flags & PAGE_CLEAN) && memory->dirty)
 		atomic_fetch_or(&memory->dirty[page / PAGES_PER_WORD], 1ull << (page % PAGES_PER_WORD));
 }

@@ -13,7 +13,9 @@
  * flag: no write is ever missed, and the writer pays no fence.
  *
  * Whoever caches decoded code remembers memory_code_generation() of its page from before it read the bytes, and drops
- * the code when the generation has moved.
+ * the code when the generation has moved. Who cannot look at the generation each time (translated code that is linked)
+ * is a struct memory_code_listener: every written page of code is noted, and the writer waits until each listener has
+ * seen the note or is not in such code.
  */
 #pragma once
 
@@ -35,6 +37,17 @@
 /* memory.c's own: PAGE_CODE is visible to all threads, so that further watchers of the page need no barrier. */
 #define PAGE_CODE_SETTLED 4u
 
+/*
+ * Is told of written pages of code, on the writer's thread, in two calls: first with `wait` false for all listeners,
+ * then, behind a memory barrier on all threads, with `wait` true: returns when no stale code can run any more.
+ */
+struct memory_code_listener {
+	struct memory_code_listener *next; /* memory.c's */
+	void (*written)(struct memory_code_listener *listener, bool wait);
+};
+
+#define MEMORY_CODE_NOTES 64u
+
 struct memory {
 	uint64_t size; /* bytes of RAM in all */
 	uint64_t low_size, high_size;
@@ -54,6 +67,11 @@ struct memory {
 	pthread_mutex_t split_lock;
 	pthread_mutex_t watch_lock; /* memory.c's own: one sets PAGE_CODE at a time */
 	void *barrier_page;         /* memory.c's own: for hosts that refuse membarrier() */
+	/* Written pages of code: how many there were, and the last ones' numbers (note n at n % MEMORY_CODE_NOTES). */
+	_Atomic uint32_t code_writes;
+	_Atomic uint64_t code_note[MEMORY_CODE_NOTES];
+	pthread_mutex_t listener_lock; /* memory.c's own: of the notes and the list; a leaf but for what listeners do */
+	struct memory_code_listener *listeners;
 };
 
 /* `size` in bytes, a multiple of 4 KiB, at least 1 MiB. 0 or -errno. Memory is given by the host when first touched. */
@@ -96,8 +114,11 @@ static inline uint32_t memory_code_generation(const struct memory *memory, uint6
 /* A full memory barrier on every running thread of this process (membarrier): the other side of a handshake needs only
  * a compiler barrier. */
 void memory_barrier_all(struct memory *memory);
-/* The page was written while its flags were not 0: moves the generation, marks it dirty. Any thread. */
+/* The page was written while its flags were not 0: moves the generation, tells listeners, marks it dirty. Any thread. */
 void memory_page_written(struct memory *memory, uint64_t physical);
+/* Listeners must not be called back into these. Any thread. */
+void memory_listen(struct memory *memory, struct memory_code_listener *listener);
+void memory_unlisten(struct memory *memory, struct memory_code_listener *listener);
 
 /* After a write of `length` bytes through a pointer. */
 static inline void memory_written(struct memory *memory, uint64_t physical, uint64_t length)

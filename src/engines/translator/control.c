@@ -17,8 +17,24 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 		return &t->links[0];
 	}
 	struct xlink *link = &t->links[t->link_count++];
-	*link = (struct xlink){.rip = target, .entry_a = entry_a, .view = (uint8_t)tr->view};
+	*link = (struct xlink){.rip = target, .entry_a = entry_a, .vector = tr->vector, .view = (uint8_t)tr->view};
 	return link;
+}
+
+/* The code emitted next, a jump with a 32-bit displacement at `place`, is the link: through its stub at first. */
+static void link_jump(struct translation *tr, struct xlink *link, uint8_t *place)
+{
+	struct pending *p = pend(tr, PENDING_STUB, place);
+
+	link->place = place;
+	p->link = link;
+	p->save = link->entry_a;
+}
+
+/* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
+static bool direct(const struct translation *tr, uint64_t from, uint64_t target)
+{
+	return !((target ^ tr->rip) & ~0xfffull) && target > from;
 }
 
 /* A direct transfer to `target`; `from` is the branch's address. */
@@ -27,19 +43,17 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	bool same_page = !((target ^ tr->rip) & ~0xfffull), backward = target <= from;
+	bool clobbers = !direct(tr, from, target);
 
-	if (!same_page || backward)
+	if (clobbers)
 		flags_keep(tr, same_page ? flags_wanted(tr, target) : ALL_FLAGS);
-	bool clobbers = !same_page || backward;
 	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
 	if (!same_page) {
 		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
 
-		/* The key that the link is good for stands behind it (translator_to_link fills it): compared in one. */
+		/* The key that the link is good for (translator_to_link fills it): both in one comparison. */
 		emit_load(e, S1, xabs(key));
-		emit_op_abs(e, true, 0x3b, S1,
-		            xabs(&link->rip) + (uint32_t)offsetof(struct xlink, key) -
-		                (uint32_t)offsetof(struct xlink, rip));
+		emit_op_abs(e, true, 0x3b, S1, xabs(&link->key));
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
@@ -48,11 +62,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
-	emit_jump_abs(e, xabs(&link->host));
-	/* The stub where the link leads first. */
-	struct pending *p = pend(tr, PENDING_LINK, NULL);
-	p->link = link;
-	p->save = link->entry_a;
+	link_jump(tr, link, emit_jump(e));
 }
 
 /* An indirect transfer: target in S1, flags kept. `release`: bytes to add to RSP when it succeeds
@@ -141,9 +151,12 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		unsigned opcode = tr->block->bytes[item->offset + item->i.raw.prefix_count];
 		unsigned condition =
 		    (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
-		struct pending *p = pend(tr, PENDING_TAKEN, emit_jump_if(e, condition));
-		p->target = branch_target(tr, item);
-		p->site = NULL;
+		uint64_t target = branch_target(tr, item);
+		uint8_t *taken = emit_jump_if(e, condition);
+		if (direct(tr, from, target))
+			link_jump(tr, new_link(tr, target, tr->in_register), taken);
+		else
+			pend(tr, PENDING_TAKEN, taken)->target = target;
 		exit_direct(tr, from, next);
 		break;
 	}
@@ -189,45 +202,30 @@ void translate_terminal(struct translation *tr, const struct item *item)
 
 /* ---- a block's entries ---- */
 
-/* Leaves when the page was written since, or the vector registers are not here: without touching flags, where they are
- * live. */
+/* Leaves when the vector registers are not here: without touching flags, where they are live. */
 void emit_checks_keeping_flags(struct translation *tr)
 {
 	struct emitter *e = &tr->e;
 	struct translator *t = tr->t;
 	const uint32_t save = xabs(&t->target);
 
+	if (!tr->vector)
+		return;
 	emit_store(e, RCX, save);
-	emit_move_imm64(e, S2, (uintptr_t)tr->block->generation_now);
-	emit_op_base(e, false, 0x8b, RCX, S2, 0);
-	emit_lea_full(e, false, false, RCX, RCX, NO_REGISTER, 0, (int32_t)-tr->block->generation);
+	emit_byte(e, 0x0f); /* movzx ecx, byte [vector_missing] */
+	emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vector_missing));
 	emit_byte(e, 0xe3); /* jrcxz over the jump */
 	emit_byte(e, 5);
-	pend(tr, PENDING_STALE, emit_jump(e))->save = true;
-	if (tr->vector) {
-		emit_byte(e, 0x0f); /* movzx ecx, byte [vector_missing] */
-		emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vector_missing));
-		emit_byte(e, 0xe3);
-		emit_byte(e, 5);
-		pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
-	}
+	pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
 	emit_load(e, RCX, save);
 }
 
 void emit_checks(struct translation *tr)
 {
-	struct emitter *e = &tr->e;
-
-	emit_move_imm64(e, S2, (uintptr_t)tr->block->generation_now);
-	emit_byte(e, 0x41); /* cmp dword [r10], imm32 */
-	emit_byte(e, 0x81);
-	emit_byte(e, 0x3a);
-	emit_u32(e, tr->block->generation);
-	pend(tr, PENDING_STALE, emit_jump_if(e, CC_NE));
-	if (tr->vector) {
-		emit_compare8_abs(e, xabs(&tr->t->vector_missing), 0);
-		pend(tr, PENDING_VECTOR, emit_jump_if(e, CC_NE));
-	}
+	if (!tr->vector)
+		return;
+	emit_compare8_abs(&tr->e, xabs(&tr->t->vector_missing), 0);
+	pend(tr, PENDING_VECTOR, emit_jump_if(&tr->e, CC_NE));
 }
 
 /* ---- out of line ---- */
@@ -240,8 +238,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 
 	tr->in_register = p.in_register;
 	tr->in_memory = p.in_memory;
-	if (p.place)
-		emit_fix(e, p.place);
+	emit_fix(e, p.place);
 	switch (p.kind) {
 	case PENDING_SLOW:
 		emit_op_base(e, true, 0x33, S1, S2, (int32_t)p.tag); /* xor: the linear address again */
@@ -257,26 +254,17 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	case PENDING_TAKEN:
 		exit_direct(tr, tr->rip + tr->item[tr->count - 1].offset, p.target);
 		break;
-	case PENDING_LINK:
-		if (!p.place) {
-			p.link->stub = p.link->host = code_arena_executable(&t->arena, e->at);
-			if (p.save)
-				emit_flags_save(e, t);
-		}
+	case PENDING_STUB:
+		p.link->stub = e->at;
+		if (p.save)
+			emit_flags_save(e, t);
 		emit_set_argument(tr, p.link);
 		emit_jump_to(e, t->exit_link);
 		break;
-	case PENDING_STALE: {
-		struct xlink *link = new_link(tr, tr->rip, false);
-
-		if (p.save) {
-			emit_load(e, RCX, xabs(&t->target));
-			emit_flags_save(e, t);
-		}
-		emit_set_argument(tr, link);
+	case PENDING_LINK:
+		emit_set_argument(tr, p.link);
 		emit_jump_to(e, t->exit_link);
 		break;
-	}
 	case PENDING_SLOT:
 		exit_to_slot(tr, p.slot);
 		break;

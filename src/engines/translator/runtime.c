@@ -17,7 +17,8 @@
 
 #define ARENA_SIZE  (64u << 20)
 #define ARENA_SPARE (1u << 20)
-#define NO_RIP      1ull /* no block is entered for it: its index is another's */
+/* Not canonical: bit 63 set, bit 62 clear. */
+#define NO_TARGET(n) (((uint64_t)(n) ^ 1) | 1ull << 63)
 
 static struct translator *translator_of(struct vcpu *vcpu)
 {
@@ -58,8 +59,7 @@ static void empty_targets(struct translator *t, unsigned view)
 	if (!t->code_used[view])
 		return;
 	for (unsigned n = 0; n < XJUMP_SIZE; n++)
-		t->jump_rip[view][n] =
-		    ((uint64_t)n ^ 1) | 1ull << 63; /* not canonical with bit 62 clear: never a target */
+		t->jump_rip[view][n] = NO_TARGET(n);
 	memset(t->page_key[view], 0xff, sizeof(t->page_key[view]));
 	t->code_used[view] = t->code_not_global[view] = false;
 }
@@ -93,6 +93,118 @@ static void empty_page(struct translator *t, uint64_t linear)
 	}
 }
 
+/* ---- links ---- */
+
+static void set_displacement(struct translator *t, uint8_t *place, const uint8_t *target)
+{
+	int32_t distance = (int32_t)(target - (place + 4));
+
+	memcpy(place, &distance, 4);
+	t->patched = true;
+}
+
+static void link_to(struct translator *t, struct xlink *link, struct xblock *xblock)
+{
+	const uint8_t *entry = link->entry_a || !xblock->flagged ? xblock->entry_a : xblock->entry_b;
+
+	if (link->vector && entry == xblock->entry_a)
+		entry = xblock->entry_av;
+	link->next = xblock->incoming;
+	link->target = xblock;
+	xblock->incoming = link;
+	set_displacement(t, link->place, entry);
+}
+
+/* What a link of another page leads to may be another block, in another address space. */
+static void undo_link(struct translator *t, struct xlink *link)
+{
+	if (!link->target)
+		return;
+	struct xlink **at = &link->target->incoming;
+	while (*at != link)
+		at = &(*at)->next;
+	*at = link->next;
+	link->next = NULL;
+	link->target = NULL;
+	set_displacement(t, link->place, link->stub);
+}
+
+/* Nothing leads to the block any more but its interpreter's block. */
+static void unlink_block(struct translator *t, struct xblock *xblock)
+{
+	unsigned n = xblock->rip & (XJUMP_SIZE - 1);
+
+	for (struct xlink *link = xblock->incoming, *next; link; link = next) {
+		next = link->next;
+		link->next = NULL;
+		link->target = NULL;
+		set_displacement(t, link->place, link->stub);
+	}
+	xblock->incoming = NULL;
+	if (t->jump_rip[xblock->code_view][n] == xblock->rip)
+		t->jump_rip[xblock->code_view][n] = NO_TARGET(n);
+}
+
+static struct xblock **page_chain(struct translator *t, uint64_t physical)
+{
+	return &t->page_blocks[(physical >> MEMORY_PAGE_SHIFT) % XPAGE_HASH];
+}
+
+/* `page` all ones: of all pages. A block translated after the write, before its note was seen, stays to be found. */
+static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
+{
+	struct xblock *xblock;
+
+	while ((xblock = *at) != NULL) {
+		bool current = xblock->generation == atomic_load(xblock->block->generation_now);
+
+		if (xblock->block->physical >> MEMORY_PAGE_SHIFT == page || page == UINT64_MAX)
+			unlink_block(t, xblock);
+		else
+			current = true;
+		if (current)
+			at = &xblock->next_in_page;
+		else
+			*at = xblock->next_in_page;
+	}
+}
+
+/* Undoes what leads to blocks of pages that were written since. */
+static void forget_written(struct translator *t)
+{
+	struct memory *memory = t->vcpu->memory;
+	uint32_t writes = atomic_load(&memory->code_writes), seen = atomic_load(&t->code_seen);
+	uint64_t page[MEMORY_CODE_NOTES];
+	unsigned count = writes - seen;
+
+	for (unsigned n = 0; n < count && count <= MEMORY_CODE_NOTES; n++)
+		page[n] = atomic_load(&memory->code_note[(seen + n) % MEMORY_CODE_NOTES]);
+	/* A note is written before it is counted: none of ours was overwritten if the last one had room behind it. */
+	if (atomic_load(&memory->code_writes) - seen >= MEMORY_CODE_NOTES) {
+		for (unsigned n = 0; n < XPAGE_HASH; n++)
+			forget_page(t, &t->page_blocks[n], UINT64_MAX);
+	} else {
+		for (unsigned n = 0; n < count; n++)
+			forget_page(t, page_chain(t, page[n] << MEMORY_PAGE_SHIFT), page[n]);
+	}
+	atomic_store(&t->code_seen, writes);
+}
+
+/* struct memory_code_listener: on the writer's thread. */
+static void code_written(struct memory_code_listener *listener, bool wait)
+{
+	struct translator *t = (struct translator *)((uint8_t *)listener - offsetof(struct translator, listener));
+	uint32_t writes = atomic_load(&t->vcpu->memory->code_writes);
+
+	/* The writer's own is not in translated code: it is here. */
+	if (!wait)
+		return;
+	if (atomic_load(&t->in_code))
+		vcpu_kick(t->vcpu, ATTENTION_STEP);
+	while (atomic_load(&t->in_code) && (int32_t)(atomic_load(&t->code_seen) - writes) < 0)
+		sched_yield();
+}
+
 void translator_flush(struct translator *t)
 {
 	t->arena.used = (size_t)(t->arena_start - t->arena.write);
@@ -104,6 +216,7 @@ void translator_flush(struct translator *t)
 		free(t->blocks);
 		t->blocks = next;
 	}
+	memset(t->page_blocks, 0, sizeof(t->page_blocks));
 	for (unsigned view = 0; view < XVIEWS; view++)
 		empty_targets(t, view);
 }
@@ -188,6 +301,13 @@ static void announce(struct translator *t)
 		empty_tlb(t, true);
 		atomic_store(&t->watch_seen, request);
 	}
+	if (unlikely(atomic_load_explicit(&t->vcpu->memory->code_writes, memory_order_acquire) !=
+	             atomic_load_explicit(&t->code_seen, memory_order_relaxed)))
+		forget_written(t);
+	if (unlikely(t->patched)) {
+		t->patched = false;
+		code_arena_publish();
+	}
 }
 
 static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
@@ -199,7 +319,8 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	if (xblock->code_view >= MMU_VIEWS)
 		mode32_note_segments(t);
 	t->vector_wanted = xblock->vector && !(vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512));
-	if (xblock->vector && !t->vector_wanted) {
+	/* Disabled, or written by somebody since it was found. */
+	if ((xblock->vector && !t->vector_wanted) || unlikely(*xblock->block->generation_now != xblock->generation)) {
 		const struct insn *insn = &xblock->block->insn[1];
 
 		atomic_store_explicit(&t->in_code, 0, memory_order_release);
@@ -211,7 +332,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 		native_x87_save(vcpu);
 	t->counters.enters++;
 	vcpu->executing = NULL;
-	return ((enter_code *)t->enter)(vcpu, xblock->entry_b, flags);
+	return ((enter_code *)t->enter)(vcpu, code_arena_executable(&t->arena, xblock->entry_b), flags);
 }
 
 static void translated(PARAMETERS)
@@ -264,6 +385,8 @@ void translator_heat(PARAMETERS)
 	code_arena_publish();
 	xblock->next = t->blocks;
 	t->blocks = xblock;
+	xblock->next_in_page = *page_chain(t, block->physical);
+	*page_chain(t, block->physical) = xblock;
 	slot->pointer = xblock;
 	slot->run = translated;
 	return translated(ARGUMENTS);
@@ -329,9 +452,12 @@ void translator_to_link(PARAMETERS)
 	if (!block)
 		return;
 	struct xblock *xblock = xblock_of(vcpu, block);
-	if (xblock && flushes == t->flushes && link->stub) {
+	if (xblock && flushes == t->flushes) {
 		catch_up(t);
-		link->host = link->entry_a ? xblock->entry_a : xblock->entry_b;
+		if (link->target != xblock) {
+			undo_link(t, link);
+			link_to(t, link, xblock);
+		}
 		link->key = xpage_key(link->rip, block->physical);
 		note_code_page(t, xblock->code_view, link->rip, block->physical);
 	}
@@ -363,7 +489,8 @@ void translator_to_address(PARAMETERS)
 		catch_up(t);
 		note_code_page(t, xblock->code_view, rip, block->physical);
 		t->jump_rip[xblock->code_view][rip & (XJUMP_SIZE - 1)] = rip;
-		t->jump_host[xblock->code_view][rip & (XJUMP_SIZE - 1)] = xblock->entry_b;
+		t->jump_host[xblock->code_view][rip & (XJUMP_SIZE - 1)] =
+		    code_arena_executable(&t->arena, xblock->entry_b);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -568,6 +695,9 @@ struct translator *translator_create(struct vcpu *vcpu)
 	}
 	t->arena_start = t->arena.write + t->arena.used;
 	t->epoch = vcpu->mmu.epoch;
+	t->listener.written = code_written;
+	atomic_store(&t->code_seen, atomic_load(&vcpu->memory->code_writes));
+	memory_listen(vcpu->memory, &t->listener);
 	memset(t->tlb_used, true, sizeof(t->tlb_used));
 	memset(t->code_used, true, sizeof(t->code_used));
 	empty_tlb(t, false);
@@ -584,6 +714,8 @@ void translator_destroy(struct translator *t)
 {
 	if (!t)
 		return;
+	if (t->listener.written)
+		memory_unlisten(t->vcpu->memory, &t->listener);
 	if (t->arena.write)
 		translator_flush(t);
 	code_arena_destroy(&t->arena);

@@ -137,16 +137,18 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	struct emitter *e = &tr->e;
 	uint32_t live_in = tr->item[0].live_before;
 
-	xblock->entry_b = code_arena_executable(&t->arena, e->at);
+	xblock->entry_b = e->at;
+	xblock->flagged = live_in;
 	if (live_in)
 		emit_flags_restore(e, t);
-	xblock->entry_a = code_arena_executable(&t->arena, e->at);
+	xblock->entry_a = e->at;
 	tr->in_register = live_in != 0;
 	tr->in_memory = false;
 	if (live_in)
 		emit_checks_keeping_flags(tr);
 	else
 		emit_checks(tr);
+	xblock->entry_av = e->at;
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
@@ -216,7 +218,7 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 		unsigned length = disassemble(at, (size_t)(tr->e.at - at), 64, host, text, sizeof(text));
 
 		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "    %s%012llx %s",
-		      host == (uint64_t)(uintptr_t)xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
+		      at == xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
 		at += length;
 	}
 }

@@ -54,7 +54,7 @@ struct item {
 
 /* Out-of-line code. */
 struct pending {
-	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_VECTOR, PENDING_STALE, PENDING_SLOT } kind;
+	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_STUB, PENDING_VECTOR, PENDING_SLOT } kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;

@@ -34,6 +34,7 @@
 #include "engines/interpreter/insn.h"
 #include "engines/translator/emitter.h"
 #include "host/code_arena.h"
+#include "memory/memory.h"
 
 #define XTLB_BITS    10
 #define XTLB_ENTRIES (1u << XTLB_BITS)
@@ -41,6 +42,7 @@
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
 #define XPAGE_SIZE   2048u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
+#define XPAGE_HASH   4096u
 #define XLINKS_MAX   (1u << 18)
 #define XSITES_MAX   (1u << 20)
 #define XKIND_GLOBAL 1u
@@ -54,23 +56,30 @@ struct xtlb_entry {
 	uint64_t host; /* the page's host address */
 };
 
-/* A translated block; `insn[0].pointer` of its interpreter block leads here. */
+/* A translated block; `insn[0].pointer` of its interpreter block leads here. Entries are in the writable view. */
 struct xblock {
-	uint64_t rip; /* linear address that it was translated for */
-	const uint8_t *entry_a, *entry_b;
+	uint64_t rip;                                /* linear address that it was translated for */
+	const uint8_t *entry_a, *entry_b, *entry_av; /* av: behind A's look whether vector registers are there */
 	struct block *block;
 	uint32_t generation;     /* of the page when it was translated */
 	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
 	bool vector;             /* uses vector registers */
+	bool flagged;            /* flags are live at the entry: A and B differ */
 	struct xblock *next;
+	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
+	struct xlink *incoming;      /* links that jump here */
 };
 
-/* A direct exit. `host` is where the code jumps: another block, or the stub that finds it. */
+/* A direct exit: a jump whose displacement (at `place`, writable view) leads to the stub until the target is found. */
 struct xlink {
-	const uint8_t *host, *stub;
-	uint64_t rip; /* of the target */
-	uint64_t key; /* xpage_key() of the target's page, for links that leave the page */
-	bool entry_a; /* flags are in EFLAGS there */
+	uint8_t *place;
+	const uint8_t *stub;   /* writable view */
+	struct xlink *next;    /* of those to the same block */
+	struct xblock *target; /* NULL: the stub */
+	uint64_t rip;          /* of the target */
+	uint64_t key;          /* xpage_key() of the target's page, for links that leave the page */
+	bool entry_a;          /* flags are in EFLAGS there */
+	bool vector;           /* vector registers are there */
 	uint8_t view;
 };
 
@@ -113,12 +122,18 @@ struct translator {
 	uint32_t fault_vector;
 
 	struct vcpu *vcpu;
+	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
+	struct memory_code_listener listener;
+	_Atomic uint32_t code_seen; /* memory->code_writes that this vCPU has acted upon */
 	struct code_arena arena;
 	uint8_t *arena_start; /* writable view, behind the trampolines */
 	uint64_t epoch;       /* what the caches above were made for */
 	/*
 	 * A vCPU that begins to watch a page has no other's write entries for it: it asks by `watch_request`, and waits
-	 * until this one has left translated code (in_code 0) or seen the request.
+	 * until this one has left translated code (in_code 0) or seen the request. The same with written code: no look at
+	 * the page's generation is in translated code; links to its blocks are undone before the writer goes on. So C
+	 * that is called from translated code and may write memory or wait must have in_code 0 (translator_slow shows
+	 * how), and the thread that writes code itself acts on it when it enters translated code again.
 	 */
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
@@ -134,6 +149,7 @@ struct translator {
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
+	bool patched; /* code was changed since code_arena_publish() */
 	struct {
 		uint64_t blocks, bytes, instructions, fallbacks, slow, call_outs, leaves, leaves_indirect, enters,
 		    failed;
