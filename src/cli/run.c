@@ -17,6 +17,8 @@
 #include "backends/net/net_options.h"
 #include "cli/commands.h"
 #include "debug/gdbstub.h"
+#include "debug/perf_map.h"
+#include "debug/symbols.h"
 #include "debug/trace.h"
 #include "engines/engine.h"
 #include "host/event_loop.h"
@@ -47,6 +49,8 @@ enum {
 	OPTION_GDB,
 	OPTION_STOP,
 	OPTION_STATS,
+	OPTION_PERF_MAP,
+	OPTION_SYMBOLS,
 	OPTION_HELP,
 };
 
@@ -78,6 +82,8 @@ static const struct run_option {
     {"gdb", "unix:PATH|tcp:HOST:PORT", OPTION_GDB, "listen for a debugger"},
     {"stop", NULL, OPTION_STOP, "do not start before the debugger says so"},
     {"stats", NULL, OPTION_STATS, "print counters at the end"},
+    {"perf-map", NULL, OPTION_PERF_MAP, "name translated blocks for perf(1) in /tmp/perf-PID.map"},
+    {"symbols", "FILE", OPTION_SYMBOLS, "guest symbols for --perf-map: System.map, kallsyms or an ELF file"},
     {"help", NULL, OPTION_HELP, "show this"},
 };
 #define OPTION_COUNT (sizeof(run_options) / sizeof(run_options[0]))
@@ -88,7 +94,8 @@ struct run {
 	const char *port[MACHINE_PORTS_MAX]; /* of the virtio console */
 	struct net_options net[MACHINE_NETS_MAX];
 	const char *gdb; /* NULL: no debugger */
-	bool stats, help;
+	const char *symbols;
+	bool stats, help, perf_map;
 
 	struct machine *machine;
 	int signals; /* signalfd */
@@ -250,7 +257,13 @@ static int take_option(struct run *run, int value, char *argument)
 		options->stopped = true;
 		return STATUS_OK;
 	case OPTION_STATS:
-		run->stats = true;
+		run->stats = options->stats = true;
+		return STATUS_OK;
+	case OPTION_PERF_MAP:
+		run->perf_map = true;
+		return STATUS_OK;
+	case OPTION_SYMBOLS:
+		run->symbols = argument;
 		return STATUS_OK;
 	default:
 		run->help = true;
@@ -286,6 +299,8 @@ static int parse_options(struct run *run, int argc, char **argv)
 		return usage_error("run", "'%s' is not an option; the kernel is given by --kernel", argv[optind]);
 	if (!run->options.kernel)
 		return usage_error("run", "--kernel is missing");
+	if (run->symbols && !run->perf_map)
+		return usage_error("run", "--symbols without --perf-map names nothing");
 	if (run->options.stopped && !run->gdb)
 		return usage_error("run", "--stop without --gdb would wait for ever");
 	return STATUS_OK;
@@ -337,38 +352,6 @@ static int block_signals(struct run *run)
 	pthread_sigmask(SIG_BLOCK, &set, NULL);
 	run->signals = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	return run->signals < 0 ? -errno : 0;
-}
-
-static void print_stats(const struct machine *machine)
-{
-	static const struct {
-		const char *name;
-		size_t offset;
-	} counters[] = {
-#define COUNTER(field) {#field, offsetof(struct vcpu_counters, field)}
-	    COUNTER(instructions), COUNTER(exceptions), COUNTER(interrupts),     COUNTER(io),
-	    COUNTER(mmio),         COUNTER(msr),        COUNTER(tlb_fills),      COUNTER(page_walks),
-	    COUNTER(tlb_flushes),  COUNTER(halts),      COUNTER(blocks_decoded), COUNTER(block_invalidations),
-#undef COUNTER
-	};
-	struct rusage usage;
-	uint64_t ns = clock_now(machine->clock);
-
-	for (size_t i = 0; i < sizeof(counters) / sizeof(counters[0]); i++) {
-		fprintf(stderr, "%-20s", counters[i].name);
-		for (unsigned cpu = 0; cpu < machine->options.cpus; cpu++) {
-			uint64_t value;
-			memcpy(&value, (const char *)&machine->vcpu[cpu]->counters + counters[i].offset, sizeof(value));
-			fprintf(stderr, " %16llu", (unsigned long long)value);
-		}
-		fprintf(stderr, "\n");
-	}
-	fprintf(stderr, "%-20s %16.3f s\n", "guest time", (double)ns / 1e9);
-	if (getrusage(RUSAGE_SELF, &usage) == 0)
-		fprintf(stderr, "%-20s %16.3f s\n%-20s %16.3f s\n%-20s %16.1f MiB\n", "host user time",
-		        (double)usage.ru_utime.tv_sec + (double)usage.ru_utime.tv_usec / 1e6, "host system time",
-		        (double)usage.ru_stime.tv_sec + (double)usage.ru_stime.tv_usec / 1e6, "peak memory",
-		        (double)usage.ru_maxrss / 1024);
 }
 
 static int status_of(enum machine_end end, int debug_exit_status)
@@ -434,12 +417,37 @@ static int run_machine(struct run *run)
 		for (unsigned i = 0; i < ports; i++)
 			chardev_detach(run->options.ports[i].chardev);
 		if (run->stats)
-			print_stats(run->machine);
+			machine_print_stats(run->machine, stderr);
 		machine_destroy(run->machine);
 	}
 	while (ports > 0)
 		chardev_destroy(run->options.ports[--ports].chardev);
 	chardev_destroy(run->options.console);
+	return status;
+}
+
+/* --perf-map and --symbols around the machine's life. */
+static int run_profiled(struct run *run)
+{
+	char why[SYMBOLS_WHY_SIZE] = "";
+	struct symbols *symbols = NULL;
+	int status = STATUS_FAILED;
+
+	if (run->symbols) {
+		symbols = symbols_load(run->symbols, why);
+		if (!symbols) {
+			log_error("--symbols %s", why);
+			return STATUS_FAILED;
+		}
+	}
+	if (run->perf_map)
+		run->options.perf_map = perf_map_create(symbols);
+	if (run->perf_map && !run->options.perf_map)
+		log_error("--perf-map: %s", strerror(errno));
+	else
+		status = run_machine(run);
+	perf_map_destroy(run->options.perf_map);
+	symbols_free(symbols);
 	return status;
 }
 
@@ -461,7 +469,7 @@ int run_main(int argc, char **argv)
 		log_error("signals: %s", strerror(-error));
 		return STATUS_FAILED;
 	}
-	status = run_machine(&run);
+	status = run_profiled(&run);
 	close(run.signals);
 	return status;
 }

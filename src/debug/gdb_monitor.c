@@ -28,8 +28,10 @@ static void monitor_info(struct gdb_session *session, const char *arguments, FIL
 	} else if (strcmp(arguments, "clock") == 0 && machine->clock) {
 		fprintf(out, "%" PRIu64 " ns, TSC %" PRIu64 " at %" PRIu64 " kHz\n", clock_now(machine->clock),
 		        clock_tsc(machine->clock), clock_tsc_khz(machine->clock));
+	} else if (strcmp(arguments, "stats") == 0) {
+		machine_print_stats(machine, out);
 	} else {
-		fputs("info registers, info cpus, or info clock\n", out);
+		fputs("info registers, info cpus, info clock, or info stats\n", out);
 	}
 }
 
@@ -93,7 +95,7 @@ static const struct {
 	void (*run)(struct gdb_session *session, const char *arguments, FILE *out);
 } commands[] = {
     {"help", "this list", monitor_help},
-    {"info", "registers | cpus | clock", monitor_info},
+    {"info", "registers | cpus | clock | stats", monitor_info},
     {"xp", "[/COUNT[b|h|w|g]] ADDRESS: physical memory", monitor_xp},
     {"reset", "the machine's reset button", monitor_reset},
     {"quit", "end of ring3", monitor_quit},

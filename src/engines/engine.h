@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 
 struct vcpu;
 struct machine;
@@ -41,6 +42,9 @@ struct engine {
 	void (*flush_code)(struct vcpu *vcpu);
 	/* Makes a running run() look at vcpu->attention soon. Any thread. NULL: it polls often enough by itself. */
 	void (*kick)(struct vcpu *vcpu);
+	/* The engine's own counters, one column for each of `count` vCPUs. Any thread, while they run too: then figures
+	 * are a moment old. NULL: it has none. */
+	void (*print_stats)(struct vcpu *const *vcpu, unsigned count, FILE *file);
 };
 
 extern const struct engine engine_interpreter, engine_translator;

@@ -4,46 +4,26 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#ifndef MFD_EXEC
-#define MFD_EXEC 0x0010u
-#endif
-
-static int arena_descriptor(size_t size)
-{
-	/* Linux 6.3 wants to be told that the file will hold code; older kernels refuse the flag. */
-	int fd = memfd_create("ring3-code", MFD_CLOEXEC | MFD_EXEC);
-	if (fd < 0 && errno == EINVAL)
-		fd = memfd_create("ring3-code", MFD_CLOEXEC);
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, (off_t)size)) {
-		int error = -errno;
-		close(fd);
-		return error;
-	}
-	return fd;
-}
-
 int code_arena_create(struct code_arena *arena, size_t size)
 {
 	size_t page = (size_t)sysconf(_SC_PAGESIZE);
-	*arena = (struct code_arena){.fd = -1};
+
+	*arena = (struct code_arena){0};
 	size = (size + page - 1) & ~(page - 1);
-	int fd = arena_descriptor(size);
-	if (fd < 0)
-		return fd;
-	void *write = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	void *execute = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
-	if (write == MAP_FAILED || execute == MAP_FAILED) {
+	/* Anonymous and not a memfd: perf(1) looks into its map file only for memory without a name. */
+	void *execute = mmap(NULL, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (execute == MAP_FAILED)
+		return -errno;
+	/* An old size of 0 maps the same shared pages a second time (mremap(2)). */
+	void *write = mremap(execute, 0, size, MREMAP_MAYMOVE);
+	if (write == MAP_FAILED || mprotect(write, size, PROT_READ | PROT_WRITE)) {
 		int error = -errno;
 		if (write != MAP_FAILED)
 			munmap(write, size);
-		if (execute != MAP_FAILED)
-			munmap(execute, size);
-		close(fd);
+		munmap(execute, size);
 		return error;
 	}
-	*arena = (struct code_arena){.write = write, .execute = execute, .size = size, .fd = fd};
+	*arena = (struct code_arena){.write = write, .execute = execute, .size = size};
 	return 0;
 }
 
@@ -53,8 +33,7 @@ void code_arena_destroy(struct code_arena *arena)
 		return;
 	munmap(arena->write, arena->size);
 	munmap((void *)arena->execute, arena->size);
-	close(arena->fd);
-	*arena = (struct code_arena){.fd = -1};
+	*arena = (struct code_arena){0};
 }
 
 uint8_t *code_arena_allocate(struct code_arena *arena, size_t length, size_t alignment)

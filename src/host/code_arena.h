@@ -1,6 +1,6 @@
 /*
- * Memory for generated host code: one memfd mapped twice, once to write and once to execute, so that no mapping is ever
- * both.
+ * Memory for generated host code: shared memory mapped twice, once to write and once to execute, so that no mapping is
+ * ever both.
  *
  * A bump allocator: pieces are given back all at once. One thread writes and executes; the arena has no lock.
  */
@@ -14,7 +14,6 @@ struct code_arena {
 	uint8_t *write;         /* the writable view */
 	const uint8_t *execute; /* the executable view of the same bytes */
 	size_t size, used;
-	int fd;
 };
 
 /* `size` in bytes, rounded up to whole pages; the host gives memory when it is first touched. 0 or -errno (then it is

@@ -29,6 +29,7 @@ struct engine;
 struct event_loop;
 struct lapic_group;
 struct net_options;
+struct perf_map;
 struct pc;
 struct state;
 
@@ -66,7 +67,9 @@ struct machine_options {
 	bool debug_exit; /* isa-debug-exit at F4h */
 	uint32_t trace_mask;
 	FILE *trace_file;
-	bool stopped; /* --stop: wait for the debugger */
+	bool stopped;              /* --stop: wait for the debugger */
+	struct perf_map *perf_map; /* --perf-map: translated blocks are noted there; NULL: none. Borrowed. */
+	bool stats;                /* --stats: what costs time to count is counted */
 };
 
 /* Why a machine stopped. */
@@ -128,6 +131,9 @@ void machine_step(struct machine *machine, struct vcpu *vcpu);
 
 /* The whole state, RAM included, of a paused machine (snapshot.c comes later; tests use it now). */
 void machine_state(struct machine *machine, struct state *state);
+
+/* Counters, times and memory use (machine_stats.c), while it runs or when it has ended. */
+void machine_print_stats(const struct machine *machine, FILE *file);
 
 /* vcpu_loop.c: the dispatcher, one thread per vCPU. */
 int vcpu_thread_start(struct vcpu *vcpu);

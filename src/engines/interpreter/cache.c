@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <x86intrin.h>
 
 #include "debug/trace.h"
 #include "engines/interpreter/decode.h"
@@ -256,6 +257,7 @@ static void decode_instructions(struct vcpu *vcpu, struct decoder *d, struct fet
 
 static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t physical, bool ram)
 {
+	uint64_t started = __rdtsc();
 	struct interpreter *interpreter = interpreter_of(vcpu);
 	struct block_cache *cache = interpreter->cache;
 	struct fetched fetched = {.linear = linear, .physical = physical};
@@ -294,6 +296,7 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	memcpy(copy, fetched.bytes, block->length);
 	block->bytes = copy;
 	vcpu->counters.blocks_decoded++;
+	vcpu->counters.decode_ticks += __rdtsc() - started;
 	if (keep) {
 		struct block **head = &cache->hash[hash_of(physical, block->mode)];
 		cache->low = (size_t)(copy + block->length - cache->arena + 63) & ~(size_t)63;

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <x86intrin.h>
 
 #include "debug/disassemble.h"
 #include "debug/trace.h"
@@ -418,7 +419,9 @@ static enum exit_reason interpreter_run(struct vcpu *vcpu)
 	interpreter->leave = false;
 	interpreter->refresh = true;
 	flags_split(vcpu);
+	uint64_t started = __rdtsc();
 	enum exit_reason reason = run_loop(vcpu);
+	vcpu->counters.run_ticks += __rdtsc() - started;
 	flags_whole(vcpu);
 	vcpu->executing = NULL;
 	native_thread_leave(interpreter->native);
@@ -517,6 +520,7 @@ const struct engine engine_translator = {
     .run = interpreter_run,
     .state_changed = interpreter_state_changed,
     .flush_code = interpreter_flush_code,
+    .print_stats = translator_print_stats,
 };
 
 const struct engine engine_interpreter = {

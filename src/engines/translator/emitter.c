@@ -113,6 +113,11 @@ void emit_compare8_abs(struct emitter *e, uint32_t abs, unsigned value)
 	emit_byte(e, value);
 }
 
+void emit_increment_abs(struct emitter *e, uint32_t abs)
+{
+	emit_op_abs(e, true, 0xff, 0, abs);
+}
+
 void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp)
 {
 	emit_lea_full(e, true, false, reg, base, NO_REGISTER, 0, disp);

@@ -59,6 +59,8 @@ void emit_store_imm8(struct emitter *e, uint32_t abs, unsigned value);
 /* cmp dword [abs], imm8; cmp byte [abs], imm8. */
 void emit_compare32_abs(struct emitter *e, uint32_t abs, int8_t value);
 void emit_compare8_abs(struct emitter *e, uint32_t abs, unsigned value);
+/* inc qword [abs] */
+void emit_increment_abs(struct emitter *e, uint32_t abs);
 /* lea reg, [base + disp] */
 void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp);
 /* lea with index: [base + index << scale + disp]; base or index may be NO_REGISTER. `address32`: 67h. */

@@ -9,9 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <x86intrin.h>
 
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
+#include "debug/perf_map.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 
@@ -210,6 +212,7 @@ void translator_flush(struct translator *t)
 	t->arena.used = (size_t)(t->arena_start - t->arena.write);
 	t->link_count = t->site_count = 0;
 	t->flushes++;
+	t->counters.flushes++;
 	while (t->blocks) {
 		struct xblock *next = t->blocks->next;
 
@@ -226,6 +229,7 @@ void translator_page_watched(struct translator *t)
 	struct vcpu *vcpu = t->vcpu;
 	unsigned cpus = vcpu->machine ? vcpu->machine->options.cpus : 0;
 
+	t->counters.watch_requests++;
 	empty_tlb(t, true);
 	for (unsigned i = 0; i < cpus; i++) {
 		struct vcpu *other = vcpu->machine->vcpu[i];
@@ -248,6 +252,7 @@ static void catch_up(struct translator *t)
 	const struct mmu *mmu = &t->vcpu->mmu;
 
 	if (mmu->epoch - t->epoch > MMU_FLUSH_NOTES) {
+		t->counters.invalidate_all++;
 		empty_all(t);
 		t->epoch = mmu->epoch;
 	}
@@ -255,13 +260,16 @@ static void catch_up(struct translator *t)
 		const struct mmu_flush_note *note = &mmu->note[++t->epoch % MMU_FLUSH_NOTES];
 
 		if (note->epoch != t->epoch || note->kind == MMU_FLUSH_ALL) {
+			t->counters.invalidate_all++;
 			empty_all(t);
 		} else if (note->kind == MMU_FLUSH_NONGLOBAL) {
+			t->counters.invalidate_nonglobal++;
 			empty_nonglobal(t);
 			for (unsigned view = 0; view < XVIEWS; view++)
 				if (t->code_not_global[view])
 					empty_targets(t, view);
 		} else {
+			t->counters.invalidate_page++;
 			empty_page(t, note->linear);
 		}
 	}
@@ -345,6 +353,7 @@ static void translated(PARAMETERS)
 		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
 		 * while, again. */
 		if (++slot->a >= XRETRY || xblock->generation != xblock->block->generation) {
+			translator_of(vcpu)->counters.stale += xblock->generation != xblock->block->generation;
 			slot->a = 0;
 			slot->immediate = 0;
 			slot->run = translator_heat;
@@ -354,9 +363,10 @@ static void translated(PARAMETERS)
 	return enter(translator_of(vcpu), xblock, flags);
 }
 
-/* A block that stays the interpreter's. */
+/* A block that stays the interpreter's, for the instruction whose mnemonic is in `immediate`. */
 static void untranslated(PARAMETERS)
 {
+	translator_of(vcpu)->counters.fallback[insn->immediate]++;
 	NEXT;
 }
 
@@ -373,9 +383,13 @@ void translator_heat(PARAMETERS)
 	struct block *block = (struct block *)((uint8_t *)slot - offsetof(struct block, insn));
 	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
 	vcpu->executing = NULL;
-	struct xblock *xblock =
-	    translator_mode(block->mode) && !block->crosses ? translate_block(t, block, &full) : NULL;
+	uint64_t started = __rdtsc();
+	bool possible = translator_mode(block->mode) && !block->crosses;
+	struct xblock *xblock = possible ? translate_block(t, block, &full) : NULL;
+	t->counters.ticks += __rdtsc() - started;
 	if (!xblock) {
+		t->counters.refused++;
+		slot->immediate = possible ? translator_refused_mnemonic(t) : 0;
 		slot->run = untranslated;
 		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 ||
 		    t->site_count > XSITES_MAX - 4096)
@@ -396,7 +410,7 @@ void translator_heat(PARAMETERS)
 
 void translator_to_slot(PARAMETERS)
 {
-	translator_of(vcpu)->counters.leaves++;
+	translator_of(vcpu)->counters.leave_slot++;
 	return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 }
 
@@ -407,8 +421,10 @@ static struct block *find_block(struct vcpu *vcpu)
 	struct interpreter *interpreter = interpreter_of(vcpu);
 
 	if (atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || vcpu->mmu.stop || interpreter->refresh ||
-	    interpreter->no_links || interpreter->cache_full)
+	    interpreter->no_links || interpreter->cache_full) {
+		interpreter->translator->counters.leave_event++;
 		return NULL;
+	}
 	if (cached->rip == vcpu->state.rip && cached->context == vcpu->code_context &&
 	    *cached->block->generation_now == cached->block->generation)
 		return cached->block;
@@ -443,7 +459,7 @@ void translator_to_link(PARAMETERS)
 	struct xlink *link = (struct xlink *)insn;
 	uint64_t flushes = t->flushes;
 
-	t->counters.leaves++;
+	t->counters.leave_link++;
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;
 	vcpu->state.rip = link->rip;
@@ -469,7 +485,7 @@ void translator_to_address(PARAMETERS)
 	struct translator *t = translator_of(vcpu);
 	uint64_t rip = t->target;
 
-	t->counters.leaves_indirect++;
+	t->counters.leave_indirect++;
 	if (unlikely(!cpu_canonical(rip))) {
 		/* The interpreter's slot raises it. A CALL has pushed already: below the stack pointer again, that is
 		 * nothing. */
@@ -500,6 +516,7 @@ void translator_to_vector(PARAMETERS)
 {
 	const struct xblock *xblock = (const struct xblock *)insn;
 
+	translator_of(vcpu)->counters.leave_vector++;
 	return enter(translator_of(vcpu), xblock, flags);
 }
 
@@ -508,6 +525,7 @@ void translator_to_fault(PARAMETERS)
 	struct translator *t = translator_of(vcpu);
 	const struct xsite *site = (const struct xsite *)insn;
 
+	t->counters.leave_fault++;
 	flags_store(vcpu, flags);
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
@@ -563,12 +581,15 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	vcpu->executing = NULL;
 	t->came_back = false;
 	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[view][MMU_READ]);
-	if (!t->came_back)
+	if (!t->came_back) {
+		t->counters.leave_call_out++;
 		return SLOW_LEAVE;
+	}
 	if (unlikely(vcpu->mmu.view != view || vcpu->classes_disabled != disabled || vcpu->mmu.stop)) {
 		vcpu->state.rip = site->rip + behind->offset;
 		flags_store(vcpu, t->flags);
 		vcpu->counters.instructions += behind->number + 1u;
+		t->counters.leave_call_out++;
 		return SLOW_LEAVE;
 	}
 	/* As when a block is entered. */
@@ -600,19 +621,32 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	const struct xsite *site = (const struct xsite *)t->exit_argument;
 	enum mmu_access access = site->write ? MMU_WRITE : MMU_READ;
 
-	t->counters.slow++;
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
 	/* Long operands that are not aligned: #GP may come before #PF, which the interpreter knows. */
-	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size) ||
-	    (linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE)
+	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE) {
+		t->counters.slow_crossing++;
 		return slow_instruction(t, site);
+	}
+	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size)) {
+		t->counters.slow_odd++;
+		return slow_instruction(t, site);
+	}
 	uint8_t live = step_out(t);
+	t->counters.slow_fault++; /* unless it comes back */
 	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, access, NULL);
+	t->counters.slow_fault--;
 	step_in(t, live); /* before page_flags is looked at */
-	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags))
+	if (!entry) {
+		t->counters.slow_mmio++;
 		return slow_instruction(t, site);
+	}
+	if (site->write && *(volatile uint8_t *)entry->page_flags) {
+		t->counters.slow_watched++;
+		return slow_instruction(t, site);
+	}
+	t->counters.slow_miss++;
 	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)];
 	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 	own->host = entry->host + own->tag;
@@ -683,6 +717,8 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->vector_missing = 1;
 	t->host_mxcsr = 0x1f80;
 	t->heat = XHEAT;
+	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
+	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
 	t->links = low_memory(XLINKS_MAX * sizeof(*t->links));
 	t->sites = low_memory(XSITES_MAX * sizeof(*t->sites));
 	int error = code_arena_create(&t->arena, ARENA_SIZE);
@@ -694,6 +730,8 @@ struct translator *translator_create(struct vcpu *vcpu)
 		return NULL;
 	}
 	t->arena_start = t->arena.write + t->arena.used;
+	if (t->perf_map)
+		perf_map_own(t->perf_map, t->arena.execute, t->arena.used, "enter, exit, slow access");
 	t->epoch = vcpu->mmu.epoch;
 	t->listener.written = code_written;
 	atomic_store(&t->code_seen, atomic_load(&vcpu->memory->code_writes));

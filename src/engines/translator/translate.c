@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "debug/disassemble.h"
+#include "debug/perf_map.h"
 #include "debug/trace.h"
 #include "engines/translator/translation.h"
 #include "x86/system.h"
@@ -131,6 +132,20 @@ static void translate_leave(struct translation *tr, const struct item *item)
 	emit_op_base(e, !tr->code32, 0x8b, RBP, S1, 0);
 }
 
+/* --stats: how many instructions this block does. One that ends with a fallback is counted by the interpreter, whole. */
+static void emit_count_executed(struct translation *tr)
+{
+	uint32_t abs = xabs(&tr->t->counters.executed);
+
+	const struct item *last = &tr->item[tr->count - 1];
+
+	if (last->kind == KIND_FALLBACK && ends_block(last))
+		return;
+	emit_load(&tr->e, S2, abs);
+	emit_lea(&tr->e, S2, S2, (int32_t)tr->count);
+	emit_store(&tr->e, S2, abs);
+}
+
 static void second_pass(struct translation *tr, struct xblock *xblock)
 {
 	struct translator *t = tr->t;
@@ -149,11 +164,16 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	else
 		emit_checks(tr);
 	xblock->entry_av = e->at;
+	if (t->count_executed)
+		emit_count_executed(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
 		switch (item->kind) {
 		case KIND_FALLBACK:
+			flags_keep(tr, ALL_FLAGS);
+			emit_increment_abs(e, xabs(&t->counters.fallback[item->i.mnemonic]));
+			tr->in_register = false;
 			if (item->slots)
 				call_out(tr, item);
 			else
@@ -193,7 +213,23 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		emit_pending(tr, n, xblock);
 }
 
-/* --trace translate: guest code, then host code. */
+static const char *why_ended(const struct translation *tr, char text[64])
+{
+	const struct item *last = &tr->item[tr->count - 1];
+	unsigned end = (unsigned)(tr->rip & 0xfff) + last->offset + last->i.length;
+
+	if (last->kind == KIND_FALLBACK && ends_block(last))
+		snprintf(text, 64, "%s is the interpreter's", ZydisMnemonicGetString(last->i.mnemonic));
+	else if (ends_block(last))
+		snprintf(text, 64, "control transfer");
+	else if (tr->count == tr->block->count && end >= 4096 - ZYDIS_MAX_INSTRUCTION_LENGTH)
+		snprintf(text, 64, "end of the page");
+	else
+		snprintf(text, 64, "%u instructions are enough", tr->count);
+	return text;
+}
+
+/* --trace translate: guest code, why it ended, then host code. */
 static void trace_translation(struct translation *tr, const struct xblock *xblock, const uint8_t *code)
 {
 	struct vcpu *vcpu = tr->t->vcpu;
@@ -213,6 +249,9 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 		      (unsigned long long)(tr->rip + item->offset), text,
 		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
 	}
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  ended: %s; %u bytes of guest code, %u of host code",
+	      why_ended(tr, text), tr->item[tr->count - 1].offset + (unsigned)tr->item[tr->count - 1].i.length,
+	      (unsigned)(tr->e.at - code));
 	for (const uint8_t *at = code; at < tr->e.at;) {
 		uint64_t host = (uint64_t)(uintptr_t)code_arena_executable(&tr->t->arena, at);
 		unsigned length = disassemble(at, (size_t)(tr->e.at - at), 64, host, text, sizeof(text));
@@ -221,6 +260,22 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 		      at == xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
 		at += length;
 	}
+}
+
+static void trace_refusal(const struct translation *tr)
+{
+	struct vcpu *vcpu = tr->t->vcpu;
+	unsigned mnemonic = translator_refused_mnemonic(tr->t);
+
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block at %016llx, view %u: left to the interpreter (%s)",
+	      (unsigned long long)tr->rip, tr->view, mnemonic ? ZydisMnemonicGetString((ZydisMnemonic)mnemonic) : "-");
+}
+
+unsigned translator_refused_mnemonic(const struct translator *t)
+{
+	const struct translation *tr = t->scratch;
+
+	return tr && tr->count ? tr->item[0].i.mnemonic : 0;
 }
 
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full)
@@ -253,8 +308,10 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->rip_mask = tr->code32 ? UINT32_MAX : UINT64_MAX;
 	tr->stack_size = tr->code32 ? 4 : 8;
 
-	if (!first_pass(tr))
+	if (!first_pass(tr)) {
+		trace_refusal(tr);
 		return NULL;
+	}
 	struct xblock *xblock = malloc(sizeof(*xblock));
 	uint8_t *code = code_arena_allocate(&t->arena, CODE_MAX, 16);
 	if (!xblock || !code || t->link_count + 2 * BLOCK_MAX > XLINKS_MAX ||
@@ -281,6 +338,8 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
 	trace_translation(tr, xblock, code);
+	if (t->perf_map)
+		perf_map_block(t->perf_map, code_arena_executable(&t->arena, code), (size_t)(tr->e.at - code), tr->rip);
 	t->counters.blocks++;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.instructions += tr->count;

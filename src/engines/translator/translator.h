@@ -29,10 +29,12 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <ucontext.h>
 
 #include "engines/interpreter/insn.h"
 #include "engines/translator/emitter.h"
+#include "engines/translator/stats.h"
 #include "host/code_arena.h"
 #include "memory/memory.h"
 
@@ -150,10 +152,9 @@ struct translator {
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
 	bool patched; /* code was changed since code_arena_publish() */
-	struct {
-		uint64_t blocks, bytes, instructions, fallbacks, slow, call_outs, leaves, leaves_indirect, enters,
-		    failed;
-	} counters;
+	struct translator_counters counters;
+	struct perf_map *perf_map; /* or NULL */
+	bool count_executed;       /* translated code counts what it executes */
 };
 
 /* For absolute operands. */
@@ -193,7 +194,12 @@ void translator_page_watched(struct translator *t);
 bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector);
 handler translator_heat; /* the first slot of blocks that may be translated */
 
+/* stats.c: see struct engine's print_stats. */
+void translator_print_stats(struct vcpu *const *vcpu, unsigned count, FILE *file);
+
 /* trampolines.c */
 bool translator_emit_trampolines(struct translator *t);
 /* translate.c: NULL: not for us, or no room (*full). */
+/* The ZydisMnemonic of the instruction for which translate_block() just refused a block; 0: another reason. */
+unsigned translator_refused_mnemonic(const struct translator *t);
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full);

@@ -1,0 +1,49 @@
+/*
+ * What the translator counts, per vCPU, always; --stats and the debugger's "monitor info stats" print it.
+ *
+ * A counter costs an increment on a path that is slow anyway. Only `executed` costs time in translated code: it is
+ * counted where struct translator's `count_executed` says so (--stats).
+ */
+#pragma once
+
+#include <Zydis/Zydis.h>
+#include <stdint.h>
+
+/* X(field, what it counts): the one list. */
+#define TRANSLATOR_COUNTERS(X)                                                                                         \
+	X(blocks, "blocks translated")                                                                                 \
+	X(bytes, "host code, bytes")                                                                                   \
+	X(instructions, "guest instructions in it")                                                                    \
+	X(fallbacks, "instructions in it that the interpreter does")                                                   \
+	X(refused, "blocks left to the interpreter")                                                                   \
+	X(failed, "translations given up")                                                                             \
+	X(executed, "instructions run translated, about")                                                              \
+	X(enters, "entries into translated code")                                                                      \
+	X(leave_link, "exits: link not made, remapped or stale")                                                       \
+	X(leave_indirect, "exits: indirect target not in its cache")                                                   \
+	X(leave_slot, "exits: instruction is the interpreter's")                                                       \
+	X(leave_event, "exits: interrupt or request waits")                                                            \
+	X(leave_call_out, "exits: what a called-out instruction did")                                                  \
+	X(call_outs, "instructions called out, block goes on")                                                         \
+	X(leave_vector, "exits: vector registers wanted")                                                              \
+	X(leave_fault, "exits: host fault")                                                                            \
+	X(slow_miss, "slow accesses: filled the TLB")                                                                  \
+	X(slow_mmio, "slow accesses: not RAM, or debugger watches")                                                    \
+	X(slow_watched, "slow accesses: page watched (code)")                                                          \
+	X(slow_crossing, "slow accesses: crosses a page")                                                              \
+	X(slow_odd, "slow accesses: unaligned vector, non-canonical")                                                  \
+	X(slow_fault, "slow accesses: page fault")                                                                     \
+	X(invalidate_all, "TLB invalidations: all")                                                                    \
+	X(invalidate_nonglobal, "TLB invalidations: not global (CR3)")                                                 \
+	X(invalidate_page, "TLB invalidations: one page")                                                              \
+	X(watch_requests, "pages watched for code, hand-shakes")                                                       \
+	X(stale, "translations of pages written since")                                                                \
+	X(flushes, "cache emptied")                                                                                    \
+	X(ticks, "time spent translating")
+
+struct translator_counters {
+#define X(field, text) uint64_t field;
+	TRANSLATOR_COUNTERS(X)
+#undef X
+	uint64_t fallback[ZYDIS_MNEMONIC_MAX_VALUE + 1]; /* executions that were the interpreter's, by ZydisMnemonic */
+};
