@@ -28,6 +28,8 @@ not_available:
 	FAULT	EXC_NM, 0, pxor mm0, mm0
 	FAULT	EXC_NM, 0, emms
 	FAULT	EXC_NM, 0, movd xmm0, eax
+	FAULT	EXC_NM, 0, cvttsd2si eax, [image]
+	FAULT	EXC_NM, 0, cvtps2pi mm0, [image]
 	FAULT	EXC_NM, 0, pcmpeqb xmm0, xmm1
 	; Not the FPU's: PREFETCH, CRC32, MOVNTI, fences.
 	WORKS	prefetcht0 [image]
@@ -151,6 +153,9 @@ x87_errors:
 	fld1
 .divide:
 	fidiv	word [zero]
+	; Those that raise #MF for it do not change them.
+	FAULT	EXC_MF, 0, fadd dword [one]
+	FAULT	EXC_MF, 0, fld1
 	fnstenv	[environment]
 	CHECK32	[environment + 12], .divide
 	CHECK32	[environment + 20], zero

@@ -87,7 +87,8 @@ struct vcpu {
 	uint8_t classes_disabled;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
-	bool mxcsr_live;                      /* the same of MXCSR */
+	bool mxcsr_live;  /* the same of MXCSR */
+	bool x87_missing; /* not live, or classes_disabled forbids x87 or MMX: native_x87_set_live() */
 	uint32_t host_mxcsr, host_mxcsr_mask; /* what ring3's own code runs with; the bits that exist (native.c) */
 
 	/* The engines' own, here because guest code's handlers address it directly (engines/interpreter/insn.h). */

@@ -214,6 +214,7 @@ void cpu_state_state(struct vcpu *vcpu, struct state *state)
 		return;
 	vcpu->state = loaded;
 	vcpu->x87_live = false;
+	vcpu->x87_missing = true;
 	vcpu->overflow = (loaded.rflags & FLAG_OF) != 0;
 	if (vcpu->mmu.tlb) {
 		mmu_flush(vcpu);

@@ -80,6 +80,7 @@ void cpu_reset(struct vcpu *vcpu, bool bsp)
 	s->tsc_offset = 0; /* the machine clock's TSC started at 0; all vCPUs agree to the tick, over a reset too */
 	s->activity = bsp ? ACTIVITY_RUNNING : ACTIVITY_WAIT_FOR_SIPI;
 	vcpu->x87_live = false;
+	vcpu->x87_missing = true;
 	derived_state_changed(vcpu);
 }
 

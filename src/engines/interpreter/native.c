@@ -207,6 +207,7 @@ void native_update_classes(struct vcpu *vcpu)
 	if (no_vex)
 		disabled |= NATIVE_VEX;
 	vcpu->classes_disabled = disabled;
+	native_x87_set_live(vcpu, vcpu->x87_live);
 }
 
 void native_raise_disabled(struct vcpu *vcpu, const struct native_form *form)
@@ -236,7 +237,7 @@ static bool checks_alignment(const struct cpu_state *s)
 static void run_checked(struct vcpu *vcpu, const struct native_form *form, native_run *run, void *memory)
 {
 	/* Nothing but the stub may run with AC set: compiled code makes unaligned accesses. */
-	if ((form->class_needed & (NATIVE_X87 | NATIVE_MMX | NATIVE_WAIT)) && !vcpu->x87_live)
+	if (form->class_needed & (NATIVE_X87 | NATIVE_MMX | NATIVE_WAIT))
 		native_x87_load(vcpu);
 	__asm__ volatile("mov %%rsp, %%rbx\n\t"
 	                 "sub $128, %%rsp\n\t" /* past the red zone */

@@ -122,6 +122,13 @@ static inline int64_t native_bit_displacement(const struct vcpu *vcpu, const str
 	return (index & -(int64_t)bits) / 8;
 }
 
+/* Whether the guest's x87 registers are in the host's unit, and what follows from it. */
+static inline void native_x87_set_live(struct vcpu *vcpu, bool live)
+{
+	vcpu->x87_live = live;
+	vcpu->x87_missing = !live || (vcpu->classes_disabled & (NATIVE_X87 | NATIVE_MMX));
+}
+
 /* Records FIP, FDP and FOP, which the host's unit cannot know. `offset`: the memory operand's effective address.
  * state.rip is the instruction's. */
 static inline void native_x87_track(struct vcpu *vcpu, const struct native_form *form, enum segment_register segment,
@@ -151,6 +158,11 @@ _Noreturn void native_raise_disabled(struct vcpu *vcpu, const struct native_form
  * vCPU's thread computes with floating point.
  */
 void native_x87_save(struct vcpu *vcpu);
+void native_mxcsr_save(struct vcpu *vcpu); /* of these, MXCSR only */
+/* The other way: the host's unit gets the guest's registers, if it does not have them. Clobbers vector registers. */
+void native_x87_load(struct vcpu *vcpu);
+/* An unmasked x87 exception waits for the next waiting instruction. Loads the registers. */
+bool native_x87_pending(struct vcpu *vcpu);
 
 /*
  * Around engine->run(), on the vCPU's thread: faults in forms are this vCPU's from now on. The first call on a thread

@@ -39,6 +39,9 @@ static void track(struct vcpu *vcpu, const struct insn *insn, const struct nativ
 	uint64_t block_rip = vcpu->state.rip;
 	bool has_base = !cpu_64bit_code(&vcpu->state) || segment == SEG_FS || segment == SEG_GS;
 
+	/* They stay those of the instruction that erred while this one raises #MF. */
+	if (native_x87_pending(vcpu))
+		return;
 	vcpu->state.rip = (block_rip + insn->offset) & interpreter_of(vcpu)->rip_mask;
 	native_x87_track(vcpu, form, segment, has_base ? linear - vcpu->state.segment[segment].base : linear);
 	vcpu->state.rip = block_rip;

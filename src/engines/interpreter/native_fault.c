@@ -77,7 +77,7 @@ static bool rescue_own_code(struct vcpu *vcpu, ucontext_t *context)
 		x87->ftw = (uint8_t)fpregs->ftw;
 		for (unsigned n = 0; n < 8; n++)
 			memcpy(x87->st[n], &fpregs->_st[n], 10);
-		vcpu->x87_live = false;
+		native_x87_set_live(vcpu, false);
 		fpregs->cwd = 0x37f;
 		fpregs->swd = 0;
 		fpregs->ftw = 0;

@@ -574,6 +574,9 @@ bool native_plan_make(const struct native *native, const ZydisDecodedInstruction
 		return false;
 	plan_vectors(instruction, operands, plan);
 	plan_mxcsr(instruction, plan);
+	/* CVTSD2SI r32, m64 and the like name no vector register. */
+	if (plan->mxcsr && instruction->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY)
+		plan->form.class_needed |= NATIVE_SSE;
 	plan_x87(instruction, plan);
 	plan_alignment(instruction, plan);
 	return native_encode(native, instruction, operands, bytes, plan);

@@ -105,7 +105,6 @@ bool native_elements_plan(const ZydisDecodedInstruction *instruction, const Zydi
 native_run native_vzeroupper, native_vzeroall, native_vzeroupper_legacy, native_vzeroall_legacy;
 
 /* native_x87.c. */
-void native_x87_load(struct vcpu *vcpu);
 void native_x87_check_pending(struct vcpu *vcpu); /* #MF */
 native_run native_fninit;
 native_special native_fnstenv, native_fldenv, native_fnsave, native_frstor;

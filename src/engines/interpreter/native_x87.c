@@ -21,6 +21,8 @@
 
 void native_x87_load(struct vcpu *vcpu)
 {
+	if (vcpu->x87_live)
+		return;
 	const struct x87_state *x87 = &vcpu->state.x87;
 	struct {
 		_Alignas(16) struct x87_state x87;
@@ -29,7 +31,15 @@ void native_x87_load(struct vcpu *vcpu)
 	__asm__ volatile("stmxcsr %0" : "=m"(image.x87.unused_mxcsr)); /* FXRSTOR loads it */
 	memcpy(image.x87.st, x87->st, sizeof x87->st);
 	__asm__ volatile("fxrstor64 %0" : : "m"(image) : "memory", XMM_CLOBBER);
-	vcpu->x87_live = true;
+	native_x87_set_live(vcpu, true);
+}
+
+void native_mxcsr_save(struct vcpu *vcpu)
+{
+	if (!vcpu->mxcsr_live)
+		return;
+	__asm__ volatile("stmxcsr %0\n\tldmxcsr %1" : "=m"(vcpu->state.vector.mxcsr) : "m"(vcpu->host_mxcsr));
+	vcpu->mxcsr_live = false;
 }
 
 void native_x87_save(struct vcpu *vcpu)
@@ -39,10 +49,7 @@ void native_x87_save(struct vcpu *vcpu)
 		_Alignas(16) struct x87_state x87;
 		uint8_t rest[512 - sizeof(struct x87_state)];
 	} image;
-	if (vcpu->mxcsr_live) {
-		__asm__ volatile("stmxcsr %0\n\tldmxcsr %1" : "=m"(vcpu->state.vector.mxcsr) : "m"(vcpu->host_mxcsr));
-		vcpu->mxcsr_live = false;
-	}
+	native_mxcsr_save(vcpu);
 	if (!vcpu->x87_live)
 		return;
 	__asm__ volatile("fxsave64 %0\n\tfninit" : "=m"(image) : : "memory");
@@ -50,7 +57,7 @@ void native_x87_save(struct vcpu *vcpu)
 	x87->fsw = image.x87.fsw;
 	x87->ftw = image.x87.ftw;
 	memcpy(x87->st, image.x87.st, sizeof x87->st);
-	vcpu->x87_live = false;
+	native_x87_set_live(vcpu, false);
 }
 
 static void clear_pointers(struct cpu_state *s)
@@ -62,8 +69,7 @@ static void clear_pointers(struct cpu_state *s)
 
 void native_fninit(struct vcpu *vcpu, void *memory)
 {
-	if (!vcpu->x87_live)
-		native_x87_load(vcpu);
+	native_x87_load(vcpu);
 	__asm__ volatile("fninit");
 	clear_pointers(&vcpu->state);
 }
@@ -163,14 +169,18 @@ static unsigned operand_size_of(const struct native_operation *operation)
 	return operation->form->memory_size == 14 || operation->form->memory_size == 94 ? 2 : 4;
 }
 
+bool native_x87_pending(struct vcpu *vcpu)
+{
+	uint16_t fsw;
+	native_x87_load(vcpu);
+	__asm__ volatile("fnstsw %0" : "=a"(fsw));
+	return fsw & FSW_ES;
+}
+
 /* The waiting instructions report a pending exception before they do anything. */
 void native_x87_check_pending(struct vcpu *vcpu)
 {
-	uint16_t fsw;
-	if (!vcpu->x87_live)
-		native_x87_load(vcpu);
-	__asm__ volatile("fnstsw %0" : "=a"(fsw));
-	if (fsw & FSW_ES)
+	if (native_x87_pending(vcpu))
 		x86_raise(vcpu, VECTOR_MF);
 }
 
@@ -188,8 +198,7 @@ void native_fnstenv(struct vcpu *vcpu, const struct native_operation *operation)
 	struct environment e;
 	uint8_t image[28];
 	mmu_probe_write(vcpu, linear, operation->form->memory_size);
-	if (!vcpu->x87_live)
-		native_x87_load(vcpu);
+	native_x87_load(vcpu);
 	__asm__ volatile("fnstenv %0" : "=m"(e));
 	mmu_write_bytes(vcpu, linear, image, environment_to_image(&vcpu->state, &e, operand_size_of(operation), image));
 }
@@ -211,8 +220,7 @@ void native_fnsave(struct vcpu *vcpu, const struct native_operation *operation)
 	struct saved_state saved;
 	uint8_t image[28 + 80];
 	mmu_probe_write(vcpu, linear, operation->form->memory_size);
-	if (!vcpu->x87_live)
-		native_x87_load(vcpu);
+	native_x87_load(vcpu);
 	__asm__ volatile("fnsave %0" : "=m"(saved));
 	unsigned length = environment_to_image(&vcpu->state, &saved.environment, operand_size_of(operation), image);
 	memcpy(image + length, saved.st, sizeof saved.st);

@@ -80,15 +80,11 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	item->form = native_form_get(interpreter->native, &item->i, item->operand, bytes);
 	if (!item->form || item->form->special || item->form->bit_string || !address_possible(item))
 		return KIND_FALLBACK;
-	if (item->form->class_needed & ~(NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512 | NATIVE_VEX))
-		return KIND_FALLBACK;
 	/* With F3 the host's would be LZCNT and TZCNT, which the guest's CPU does not have then. */
 	if ((item->i.mnemonic == ZYDIS_MNEMONIC_BSR || item->i.mnemonic == ZYDIS_MNEMONIC_BSF) &&
 	    (item->i.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
 		return KIND_FALLBACK;
-	/* Named by the instruction: LDMXCSR and STMXCSR work on the vCPU block in forms. */
-	if (item->i.mnemonic == ZYDIS_MNEMONIC_LDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_STMXCSR ||
-	    item->i.mnemonic == ZYDIS_MNEMONIC_VLDMXCSR || item->i.mnemonic == ZYDIS_MNEMONIC_VSTMXCSR)
+	if (item->i.mnemonic == ZYDIS_MNEMONIC_FNINIT) /* clears the pointers */
 		return KIND_FALLBACK;
 	if (tr->code32 && !mode32_possible(item))
 		return KIND_FALLBACK;
@@ -249,6 +245,16 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target)
 		case ZYDIS_CATEGORY_SSE:
 		case ZYDIS_CATEGORY_AVX:
 		case ZYDIS_CATEGORY_AVX2:
+		case ZYDIS_CATEGORY_AVX512:
+		case ZYDIS_CATEGORY_BLEND:
+		case ZYDIS_CATEGORY_BROADCAST:
+		case ZYDIS_CATEGORY_CONVERT:
+		case ZYDIS_CATEGORY_FCMOV:
+		case ZYDIS_CATEGORY_KMASK:
+		case ZYDIS_CATEGORY_LOGICAL_FP:
+		case ZYDIS_CATEGORY_MMX:
+		case ZYDIS_CATEGORY_VFMA:
+		case ZYDIS_CATEGORY_X87_ALU:
 			break;
 		case ZYDIS_CATEGORY_UNCOND_BR:
 			if (operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
@@ -291,21 +297,15 @@ static uint32_t flags_wanted_after(struct translation *tr, const struct item *la
 	}
 }
 
-/* Vector registers or MXCSR (CVTSD2SI r32, m64 names no vector register). */
-static bool uses_vectors(const struct item *item)
+/* Vector registers or MXCSR. */
+static uint8_t vector_need(const struct item *item)
 {
-	switch (item->i.meta.isa_ext) {
-	case ZYDIS_ISA_EXT_SSE:
-	case ZYDIS_ISA_EXT_SSE2:
-	case ZYDIS_ISA_EXT_SSE3:
-	case ZYDIS_ISA_EXT_SSSE3:
-	case ZYDIS_ISA_EXT_SSE4:
-	case ZYDIS_ISA_EXT_AVX:
-	case ZYDIS_ISA_EXT_AVX512EVEX:
-		return true;
-	default:
-		return item->form->class_needed & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512);
-	}
+	unsigned class = item->form->class_needed;
+
+	return class & NATIVE_AVX512 ? VECTOR_AVX512
+	       : class & NATIVE_AVX  ? VECTOR_AVX
+	       : class & NATIVE_SSE  ? VECTOR_SSE
+	                             : VECTOR_NONE;
 }
 
 /* Decodes the block. False: nothing of it is worth it. */
@@ -329,8 +329,10 @@ bool first_pass(struct translation *tr)
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		offset += item->i.length;
 		tr->count++;
-		if (item->kind == KIND_GENERIC && uses_vectors(item))
-			tr->vector = true;
+		if (item->kind == KIND_GENERIC && vector_need(item) > tr->vector)
+			tr->vector = vector_need(item);
+		if (item->kind == KIND_GENERIC && uses_x87(item))
+			tr->x87 = true;
 		if (item->kind != KIND_FALLBACK)
 			useful = true;
 		if (ends_block(item))

@@ -17,7 +17,8 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 		return &t->links[0];
 	}
 	struct xlink *link = &t->links[t->link_count++];
-	*link = (struct xlink){.rip = target, .entry_a = entry_a, .vector = tr->vector, .view = (uint8_t)tr->view};
+	*link = (struct xlink){
+	    .rip = target, .entry_a = entry_a, .vector = tr->vector, .x87 = tr->x87, .view = (uint8_t)tr->view};
 	return link;
 }
 
@@ -209,23 +210,38 @@ void emit_checks_keeping_flags(struct translation *tr)
 	struct translator *t = tr->t;
 	const uint32_t save = xabs(&t->target);
 
-	if (!tr->vector)
+	if (!tr->vector && !tr->x87)
 		return;
 	emit_store(e, RCX, save);
-	emit_byte(e, 0x0f); /* movzx ecx, byte [vector_missing] */
-	emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vector_missing));
-	emit_byte(e, 0xe3); /* jrcxz over the jump */
-	emit_byte(e, 5);
-	pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
+	if (tr->vector) {
+		emit_byte(e, 0x0f); /* movzx ecx, byte [vector_missing] */
+		emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vector_missing) + tr->vector);
+		emit_byte(e, 0xe3); /* jrcxz over the jump */
+		emit_byte(e, 5);
+		pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
+	}
+	if (tr->x87) {
+		emit_byte(e, 0x0f); /* movzx ecx, byte [x87_missing] */
+		emit_op_abs(e, false, 0xb6, RCX, xabs(&t->vcpu->x87_missing));
+		emit_byte(e, 0xe3);
+		emit_byte(e, 5);
+		pend(tr, PENDING_VECTOR, emit_jump(e))->save = true;
+	}
 	emit_load(e, RCX, save);
 }
 
 void emit_checks(struct translation *tr)
 {
-	if (!tr->vector)
-		return;
-	emit_compare8_abs(&tr->e, xabs(&tr->t->vector_missing), 0);
-	pend(tr, PENDING_VECTOR, emit_jump_if(&tr->e, CC_NE));
+	struct emitter *e = &tr->e;
+
+	if (tr->vector) {
+		emit_compare8_abs(e, xabs(&tr->t->vector_missing) + tr->vector, 0);
+		pend(tr, PENDING_VECTOR, emit_jump_if(e, CC_NE));
+	}
+	if (tr->x87) {
+		emit_compare8_abs(e, xabs(&tr->t->vcpu->x87_missing), 0);
+		pend(tr, PENDING_VECTOR, emit_jump_if(e, CC_NE));
+	}
 }
 
 /* ---- out of line ---- */
@@ -238,6 +254,8 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 
 	tr->in_register = p.in_register;
 	tr->in_memory = p.in_memory;
+	tr->pointers = p.pointers;
+	tr->pointers_item = p.pointers_item;
 	emit_fix(e, p.place);
 	switch (p.kind) {
 	case PENDING_SLOW:

@@ -66,6 +66,8 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	p->place = place;
 	p->in_register = tr->in_register;
 	p->in_memory = tr->in_memory;
+	p->pointers = tr->pointers;
+	p->pointers_item = tr->pointers_item;
 	return p;
 }
 
@@ -86,6 +88,8 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .slot = item->slot,
 	    .slots = item->slots,
 	    .length = item->i.length,
+	    .waits = item->form && item->form->waits,
+	    .pointers = tr->pointers,
 	    .rip = tr->rip,
 	};
 	return site;
@@ -173,6 +177,7 @@ void emit_set_argument(struct translation *tr, const volatile void *pointer)
 void exit_to_slot(struct translation *tr, const struct insn *slot)
 {
 	flags_keep(tr, ALL_FLAGS);
+	x87_emit_pointers(tr);
 	emit_set_rip(tr, tr->rip);
 	emit_set_argument(tr, slot);
 	emit_jump_to(&tr->e, tr->t->exit_slot);

@@ -109,7 +109,7 @@ static void link_to(struct translator *t, struct xlink *link, struct xblock *xbl
 {
 	const uint8_t *entry = link->entry_a || !xblock->flagged ? xblock->entry_a : xblock->entry_b;
 
-	if (link->vector && entry == xblock->entry_a)
+	if (entry == xblock->entry_a && link->vector >= xblock->vector && (link->x87 || !xblock->x87))
 		entry = xblock->entry_av;
 	link->next = xblock->incoming;
 	link->target = xblock;
@@ -210,7 +210,7 @@ static void code_written(struct memory_code_listener *listener, bool wait)
 void translator_flush(struct translator *t)
 {
 	t->arena.used = (size_t)(t->arena_start - t->arena.write);
-	t->link_count = t->site_count = 0;
+	t->link_count = t->site_count = t->pointers_count = 0;
 	t->flushes++;
 	t->counters.flushes++;
 	while (t->blocks) {
@@ -318,6 +318,28 @@ static void announce(struct translator *t)
 	}
 }
 
+/* What has to be enabled for a block, as far as blocks are entered with less. */
+static uint8_t classes_needed(const struct xblock *xblock)
+{
+	static const uint8_t vector[] = {[VECTOR_SSE] = NATIVE_SSE,
+	                                 [VECTOR_AVX] = NATIVE_SSE | NATIVE_AVX,
+	                                 [VECTOR_AVX512] = NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512};
+
+	return vector[xblock->vector] | (xblock->x87 ? NATIVE_X87 | NATIVE_MMX : 0);
+}
+
+/* translator->vector_missing when the registers are live. */
+static uint32_t vector_missing(const struct vcpu *vcpu)
+{
+	uint32_t missing = 0;
+
+	if (vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX))
+		missing |= 1u << 8 * VECTOR_AVX;
+	if (vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512))
+		missing |= 1u << 8 * VECTOR_AVX512;
+	return missing;
+}
+
 static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
 {
 	struct vcpu *vcpu = t->vcpu;
@@ -326,18 +348,23 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	catch_up(t);
 	if (xblock->code_view >= MMU_VIEWS)
 		mode32_note_segments(t);
-	t->vector_wanted = xblock->vector && !(vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512));
 	/* Disabled, or written by somebody since it was found. */
-	if ((xblock->vector && !t->vector_wanted) || unlikely(*xblock->block->generation_now != xblock->generation)) {
+	if (unlikely(vcpu->classes_disabled & classes_needed(xblock)) ||
+	    unlikely(*xblock->block->generation_now != xblock->generation)) {
 		const struct insn *insn = &xblock->block->insn[1];
 
 		atomic_store_explicit(&t->in_code, 0, memory_order_release);
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	}
+	if (xblock->x87)
+		native_x87_load(vcpu);
 	/* Forms keep the guest's MXCSR in the host's register between instructions; translated code loads it with the
 	 * vector registers. */
-	if (t->vector_wanted && vcpu->mxcsr_live)
-		native_x87_save(vcpu);
+	t->vector_wanted = xblock->vector != VECTOR_NONE;
+	if (t->vector_wanted) {
+		native_mxcsr_save(vcpu);
+		t->vector_missing_live = vector_missing(vcpu);
+	}
 	t->counters.enters++;
 	vcpu->executing = NULL;
 	return ((enter_code *)t->enter)(vcpu, code_arena_executable(&t->arena, xblock->entry_b), flags);
@@ -392,7 +419,7 @@ void translator_heat(PARAMETERS)
 		slot->immediate = possible ? translator_refused_mnemonic(t) : 0;
 		slot->run = untranslated;
 		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 ||
-		    t->site_count > XSITES_MAX - 4096)
+		    t->site_count > XSITES_MAX - 4096 || t->pointers_count > XPOINTERS_MAX - 4096)
 			interpreter_of(vcpu)->cache_full = true; /* emptied between blocks */
 		NEXT;
 	}
@@ -529,6 +556,7 @@ void translator_to_fault(PARAMETERS)
 	flags_store(vcpu, flags);
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
+	x87_catch_up(vcpu, site->pointers);
 	x86_raise(vcpu, t->fault_vector);
 }
 
@@ -540,7 +568,7 @@ static uint8_t step_out(struct translator *t)
 	uint8_t live = t->vector_live;
 
 	t->vector_live = 0;
-	t->vector_missing = 1;
+	t->vector_missing = VECTOR_ALL_MISSING;
 	atomic_store(&t->in_code, 0);
 	return live;
 }
@@ -549,7 +577,7 @@ static void step_in(struct translator *t, uint8_t live)
 {
 	announce(t);
 	t->vector_live = live;
-	t->vector_missing = !live;
+	t->vector_missing = live ? t->vector_missing_live : VECTOR_ALL_MISSING;
 }
 
 /* The slot behind a called-out instruction. */
@@ -571,6 +599,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	struct vcpu *vcpu = t->vcpu;
 	enum mmu_view view = vcpu->mmu.view;
 	uint8_t disabled = vcpu->classes_disabled, live = step_out(t);
+	bool x87 = !vcpu->x87_missing;
 	struct insn *behind = &t->called[site->slots];
 
 	t->counters.call_outs++;
@@ -593,8 +622,10 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 		return SLOW_LEAVE;
 	}
 	/* As when a block is entered. */
-	if (live && vcpu->mxcsr_live)
-		native_x87_save(vcpu);
+	if (x87)
+		native_x87_load(vcpu);
+	if (live)
+		native_mxcsr_save(vcpu);
 	step_in(t, live);
 	catch_up(t);
 	return SLOW_DONE;
@@ -624,6 +655,9 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
+	x87_catch_up(vcpu, site->pointers);
+	if (site->waits && native_x87_pending(vcpu))
+		return slow_instruction(t, site);
 	/* Long operands that are not aligned: #GP may come before #PF, which the interpreter knows. */
 	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->size > MEMORY_PAGE_SIZE) {
 		t->counters.slow_crossing++;
@@ -714,15 +748,16 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->vcpu = vcpu;
 	t->avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f");
 	t->avx = __builtin_cpu_supports("avx");
-	t->vector_missing = 1;
+	t->vector_missing = VECTOR_ALL_MISSING;
 	t->host_mxcsr = 0x1f80;
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
 	t->links = low_memory(XLINKS_MAX * sizeof(*t->links));
 	t->sites = low_memory(XSITES_MAX * sizeof(*t->sites));
+	t->pointers = low_memory(XPOINTERS_MAX * sizeof(*t->pointers));
 	int error = code_arena_create(&t->arena, ARENA_SIZE);
-	if (error || !t->links || !t->sites || !translator_emit_trampolines(t)) {
+	if (error || !t->links || !t->sites || !t->pointers || !translator_emit_trampolines(t)) {
 		errno = error ? -error : ENOMEM;
 		error = errno;
 		translator_destroy(t);
@@ -761,6 +796,8 @@ void translator_destroy(struct translator *t)
 		munmap(t->links, XLINKS_MAX * sizeof(*t->links));
 	if (t->sites)
 		munmap(t->sites, XSITES_MAX * sizeof(*t->sites));
+	if (t->pointers)
+		munmap(t->pointers, XPOINTERS_MAX * sizeof(*t->pointers));
 	free(t->scratch);
 	munmap(t, sizeof(*t));
 }

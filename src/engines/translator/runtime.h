@@ -21,3 +21,5 @@ handler translator_to_vector;  /* the struct xblock whose vector registers are n
 uint64_t translator_slow(struct translator *t, uint64_t linear);
 /* The interpreter does the instruction of site exit_argument: SLOW_DONE or SLOW_LEAVE. May raise. */
 uint64_t translator_call_out(struct translator *t);
+/* x87.c: FIP, FDP and FOP that translated code was behind with; registers are in the vCPU block. NULL: none. */
+void x87_catch_up(struct vcpu *vcpu, const struct xpointers *pointers);

@@ -151,7 +151,7 @@ static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler
 	emit_spill(e, t);
 	emit_vectors_out(e, t);
 	emit_store_imm8(e, xabs(&t->vector_live), 0);
-	emit_store_imm8(e, xabs(&t->vector_missing), 1);
+	emit_store_imm(e, false, xabs(&t->vector_missing), VECTOR_ALL_MISSING);
 	emit_store_imm8(e, xabs(&t->in_code), 0);
 	emit_restore(e);
 	emit_move_imm64(e, RDI, (uintptr_t)t->vcpu);
@@ -180,7 +180,8 @@ static void emit_enter(struct emitter *e, struct translator *t)
 	uint8_t *none = emit_jump_if(e, CC_E);
 	emit_vectors(e, t, false);
 	emit_store_imm8(e, xabs(&t->vector_live), 1);
-	emit_store_imm8(e, xabs(&t->vector_missing), 0);
+	emit_load32(e, RAX, xabs(&t->vector_missing_live));
+	emit_store32(e, RAX, xabs(&t->vector_missing));
 	emit_fix(e, none);
 	emit_fill(e, t);
 	emit_jump_abs(e, xabs(&t->target));

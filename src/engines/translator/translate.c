@@ -169,6 +169,10 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
+		if (item->kind == KIND_FALLBACK || ends_block(item))
+			x87_commit(tr);
+		else
+			x87_keep_operand(tr, item);
 		switch (item->kind) {
 		case KIND_FALLBACK:
 			flags_keep(tr, ALL_FLAGS);
@@ -183,6 +187,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 			break;
 		case KIND_GENERIC:
 			translate_generic(tr, item);
+			x87_executed(tr, item);
 			break;
 		case KIND_LEA:
 			translate_lea(tr, item);
@@ -207,6 +212,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	if (!ends_block(last)) {
 		uint64_t next = tr->rip + last->offset + last->i.length;
 
+		x87_commit(tr);
 		exit_direct(tr, next - 1, next & tr->rip_mask);
 	}
 	for (unsigned n = 0; n < tr->pending_count; n++)
@@ -281,7 +287,7 @@ unsigned translator_refused_mnemonic(const struct translator *t)
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full)
 {
 	struct translation *tr = t->scratch;
-	uint32_t links = t->link_count, sites = t->site_count;
+	uint32_t links = t->link_count, sites = t->site_count, pointers = t->pointers_count;
 	size_t used = t->arena.used;
 
 	*full = false;
@@ -299,7 +305,9 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = 0;
-	tr->failed = tr->vector = false;
+	tr->failed = tr->x87 = false;
+	tr->vector = VECTOR_NONE;
+	tr->pointers = NULL;
 	tr->rip = t->vcpu->state.rip;
 	tr->view = t->vcpu->mmu.view;
 	tr->code32 = block->mode != MODE_64;
@@ -315,7 +323,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	struct xblock *xblock = malloc(sizeof(*xblock));
 	uint8_t *code = code_arena_allocate(&t->arena, CODE_MAX, 16);
 	if (!xblock || !code || t->link_count + 2 * BLOCK_MAX > XLINKS_MAX ||
-	    t->site_count + 4 * BLOCK_MAX > XSITES_MAX) {
+	    t->site_count + 4 * BLOCK_MAX > XSITES_MAX || t->pointers_count + 2 * BLOCK_MAX > XPOINTERS_MAX) {
 		free(xblock);
 		*full = true;
 		return NULL;
@@ -325,13 +333,15 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .generation = block->generation,
 	                          .view = (uint8_t)tr->view,
 	                          .code_view = (uint8_t)tr->code_view,
-	                          .vector = tr->vector};
+	                          .vector = tr->vector,
+	                          .x87 = tr->x87};
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
 	second_pass(tr, xblock);
 	if (tr->failed || tr->e.full) {
 		t->arena.used = used;
 		t->link_count = links;
 		t->site_count = sites;
+		t->pointers_count = pointers;
 		t->counters.failed++;
 		free(xblock);
 		return NULL;

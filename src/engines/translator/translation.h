@@ -6,6 +6,7 @@
  *	lowering.c   the seam for memory operands and flags
  *	control.c    exits, links, a block's entries, code out of line
  *	mode32.c     what is different in 32-bit code
+ *	x87.c        the x87 unit's instruction and data pointers
  */
 #pragma once
 
@@ -63,6 +64,8 @@ struct pending {
 	const struct insn *slot;
 	uint32_t tag; /* of PENDING_SLOW: address of the tags */
 	uint64_t target;
+	const struct xpointers *pointers; /* of the translation, where it was jumped from */
+	const struct item *pointers_item;
 	bool in_register, in_memory; /* where flags are */
 	bool save;
 };
@@ -83,7 +86,11 @@ struct translation {
 	bool in_register, in_memory; /* where valid guest flags are now */
 	struct pending pending[PENDING_MAX];
 	unsigned pending_count;
-	bool failed, vector;
+	bool failed, x87;
+	uint8_t vector; /* enum vector_need */
+	/* What the last x87 instruction left to be stored, NULL: nothing; and the one whose operand it names. */
+	const struct xpointers *pointers;
+	const struct item *pointers_item;
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
@@ -136,3 +143,14 @@ void translate_terminal(struct translation *tr, const struct item *item);
 void emit_checks_keeping_flags(struct translation *tr);
 void emit_checks(struct translation *tr);
 void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
+
+/* x87.c */
+bool uses_x87(const struct item *item);
+/* Before an instruction: stores what it will make impossible to say later. Uses S1, S2. */
+void x87_keep_operand(struct translation *tr, const struct item *item);
+/* Behind an instruction. */
+void x87_executed(struct translation *tr, const struct item *item);
+/* Stores the pointers, before a block is left or the interpreter does an instruction. Uses S1, S2. */
+void x87_commit(struct translation *tr);
+/* The same on a way out, while the translation goes on. */
+void x87_emit_pointers(struct translation *tr);

@@ -15,7 +15,7 @@
  * Registers in translated code. Guest RAX-RDI, R8, R12-R15 are in the host registers of the same number; guest RSP is
  * in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All
  * data of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the
- * guest's while `vector_live`.
+ * guest's while `vector_live`; x87 and MMX registers are the guest's while vcpu->x87_live (x87.c).
  *
  * Flags. Guest arithmetic flags are in the host's EFLAGS, or, where a check would destroy live ones, in `flags` (the
  * form of flags.h). A block has two entries: B takes them from `flags`, A from EFLAGS.
@@ -53,19 +53,27 @@
 #define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 
+#define XPOINTERS_MAX (1u << 16)
+
 struct xtlb_entry {
 	uint64_t tag;  /* linear page, or one that does not belong into this slot */
 	uint64_t host; /* the page's host address */
 };
 
+/* Which vector registers a block uses: each includes the ones before. */
+enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
+#define VECTOR_ALL_MISSING 0x01010100u
+
 /* A translated block; `insn[0].pointer` of its interpreter block leads here. Entries are in the writable view. */
 struct xblock {
-	uint64_t rip;                                /* linear address that it was translated for */
-	const uint8_t *entry_a, *entry_b, *entry_av; /* av: behind A's look whether vector registers are there */
+	uint64_t rip; /* linear address that it was translated for */
+	const uint8_t *entry_a, *entry_b,
+	    *entry_av; /* av: behind A's look whether vector and x87 registers are there */
 	struct block *block;
 	uint32_t generation;     /* of the page when it was translated */
 	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
-	bool vector;             /* uses vector registers */
+	uint8_t vector;          /* enum vector_need */
+	bool x87;                /* uses the x87 unit */
 	bool flagged;            /* flags are live at the entry: A and B differ */
 	struct xblock *next;
 	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
@@ -81,8 +89,18 @@ struct xlink {
 	uint64_t rip;          /* of the target */
 	uint64_t key;          /* xpage_key() of the target's page, for links that leave the page */
 	bool entry_a;          /* flags are in EFLAGS there */
-	bool vector;           /* vector registers are there */
+	uint8_t vector;        /* enum vector_need: registers that are there */
+	bool x87;              /* the x87 unit's are there */
 	uint8_t view;
+};
+
+/* FIP, FDP and FOP where translated code has not stored them yet (x87.c). */
+struct xpointers {
+	uint64_t fip;
+	int64_t displacement;
+	uint16_t fop;
+	bool operand, address32; /* has an operand */
+	uint8_t base, index, scale, segment;
 };
 
 /* What the slow path of an access, and a fault, need to know of an instruction. */
@@ -92,6 +110,8 @@ struct xsite {
       uint8_t slots : 4;    /* of the instruction; 0: it is terminal, and left to the interpreter for good */
 	uint8_t length : 4; /* of the instruction */
 	bool write, flags_in_register;
+	bool waits;                       /* a pending x87 exception comes before the access */
+	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
 };
@@ -118,7 +138,8 @@ struct translator {
 	struct xblock *blocks; /* all, to be freed */
 	uint32_t flags;
 	uint32_t host_mxcsr;
-	uint8_t vector_missing; /* not 0: vector registers are not the guest's now */
+	uint32_t vector_missing;      /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
+	uint32_t vector_missing_live; /* the same while they are live: what CR0, CR4 and XCR0 forbid */
 	uint8_t vector_live;
 	uint8_t vector_wanted;
 	uint32_t fault_vector;
@@ -148,6 +169,8 @@ struct translator {
 	uint32_t link_count;
 	struct xsite *sites;
 	uint32_t site_count;
+	struct xpointers *pointers;
+	uint32_t pointers_count;
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;

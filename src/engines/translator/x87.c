@@ -1,0 +1,175 @@
+/*
+ * x87 and MMX in translated code.
+ *
+ * Registers, control, status and tags are in the host's unit (vcpu->x87_live), for the interpreter's forms and for
+ * translated code alike, so nothing is saved or loaded on the way between them. A block that needs the unit looks at
+ * vcpu->x87_missing when it is entered. A pending unmasked exception is the host's #MF at the same instruction.
+ *
+ * FIP, FDP and FOP of the host's unit are ring3's; the guest's are in state.x87 (SDM 1 8.1.8). Storing them for each
+ * instruction would cost more than most instructions, so translated code is behind with them: `struct xpointers` says
+ * what the last instruction was and where its operand, and
+ *
+ *	- x87_commit() stores that, before a block is left or the interpreter is called;
+ *	- x87_keep_operand() stores FDP before a register of its address changes;
+ *	- x87_catch_up() stores it from C, where an access or a fault leaves in the middle: its site names the record.
+ */
+#include "engines/translator/translation.h"
+
+#define NONE 0xffu
+
+bool uses_x87(const struct item *item)
+{
+	return item->form->class_needed & (NATIVE_X87 | NATIVE_MMX | NATIVE_WAIT);
+}
+
+/* ---- at run time ---- */
+
+void x87_catch_up(struct vcpu *vcpu, const struct xpointers *p)
+{
+	struct cpu_state *s = &vcpu->state;
+
+	if (!p)
+		return;
+	s->x87.fip = p->fip;
+	s->x87.fop = p->fop;
+	s->x87_fcs = s->segment[SEG_CS].selector;
+	if (!p->operand)
+		return;
+	uint64_t offset = (uint64_t)p->displacement;
+	if (p->base != NONE)
+		offset += s->gpr[p->base];
+	if (p->index != NONE)
+		offset += s->gpr[p->index] * p->scale;
+	s->x87.fdp = p->address32 ? (uint32_t)offset : offset;
+	s->x87_fds = s->segment[p->segment].selector;
+}
+
+/* ---- records ---- */
+
+static uint8_t address_gpr(ZydisRegister reg)
+{
+	return reg == ZYDIS_REGISTER_NONE ? NONE : (uint8_t)ZydisRegisterGetId(reg);
+}
+
+static void describe_operand(struct translation *tr, const struct item *item, struct xpointers *p)
+{
+	const ZydisDecodedOperand *o = memory_operand(item);
+
+	p->operand = true;
+	p->segment = (uint8_t)ZydisRegisterGetId(o->mem.segment);
+	p->displacement = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+	p->address32 = item->i.address_width == 32;
+	p->scale = o->mem.scale;
+	p->index = address_gpr(o->mem.index);
+	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
+		p->displacement += (int64_t)(tr->rip + item->offset + item->i.length);
+		p->base = NONE;
+	} else {
+		p->base = address_gpr(o->mem.base);
+	}
+}
+
+void x87_executed(struct translation *tr, const struct item *item)
+{
+	struct translator *t = tr->t;
+
+	if (!item->form->x87_tracks_pointers)
+		return;
+	if (t->pointers_count == XPOINTERS_MAX) {
+		tr->failed = true;
+		return;
+	}
+	struct xpointers *p = &t->pointers[t->pointers_count++];
+	*p = tr->pointers ? *tr->pointers : (struct xpointers){0};
+	p->fip = (tr->rip + item->offset) & tr->rip_mask;
+	p->fop = item->form->x87_opcode;
+	if (item->form->memory_size) {
+		describe_operand(tr, item, p);
+		tr->pointers_item = item;
+	}
+	tr->pointers = p;
+}
+
+/* ---- emitted ---- */
+
+static void emit_selector(struct translation *tr, enum segment_register segment, const uint16_t *to)
+{
+	struct emitter *e = &tr->e;
+
+	emit_byte(e, 0x44); /* movzx r10d, word [selector] */
+	emit_byte(e, 0x0f);
+	emit_byte(e, 0xb7);
+	emit_byte(e, 0x14);
+	emit_byte(e, 0x25);
+	emit_u32(e, xabs(&tr->t->vcpu->state.segment[segment].selector));
+	emit_byte(e, 0x66); /* mov [to], r10w */
+	emit_op_abs(e, false, 0x89, S2, xabs(to));
+}
+
+static void emit_operand(struct translation *tr, const struct xpointers *p)
+{
+	struct cpu_state *s = &tr->t->vcpu->state;
+
+	lower_effective(tr, tr->pointers_item, memory_operand(tr->pointers_item), S2, !p->address32);
+	emit_store(&tr->e, S2, xabs(&s->x87.fdp));
+	emit_selector(tr, p->segment, &s->x87_fds);
+}
+
+static bool writes_gpr(const struct item *item, uint8_t gpr)
+{
+	bool high;
+
+	if (item->kind != KIND_GENERIC && item->kind != KIND_LEA && item->kind != KIND_NOP && gpr == RSP)
+		return true;
+	for (unsigned n = 0; n < item->i.operand_count; n++)
+		if ((item->operand[n].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE) &&
+		    operand_gpr(&item->operand[n], &high) == gpr)
+			return true;
+	return item->kind == KIND_LEAVE && gpr == RBP;
+}
+
+void x87_keep_operand(struct translation *tr, const struct item *item)
+{
+	const struct xpointers *p = tr->pointers;
+
+	if (!p || !p->operand || (!writes_gpr(item, p->base) && !writes_gpr(item, p->index)))
+		return;
+	emit_operand(tr, p);
+	/* The same record without an operand. */
+	if (tr->t->pointers_count == XPOINTERS_MAX) {
+		tr->failed = true;
+		return;
+	}
+	struct xpointers *kept = &tr->t->pointers[tr->t->pointers_count++];
+	*kept = *p;
+	kept->operand = false;
+	tr->pointers = kept;
+}
+
+void x87_emit_pointers(struct translation *tr)
+{
+	struct cpu_state *s = &tr->t->vcpu->state;
+	const struct xpointers *p = tr->pointers;
+	struct emitter *e = &tr->e;
+
+	if (!p)
+		return;
+	emit_move_imm64(e, S2, p->fip);
+	emit_store(e, S2, xabs(&s->x87.fip));
+	emit_byte(e, 0x66); /* mov word [fop], imm16 */
+	emit_byte(e, 0xc7);
+	emit_byte(e, 0x04);
+	emit_byte(e, 0x25);
+	emit_u32(e, xabs(&s->x87.fop));
+	emit_byte(e, p->fop & 0xff);
+	emit_byte(e, p->fop >> 8);
+	emit_selector(tr, SEG_CS, &s->x87_fcs);
+	if (p->operand)
+		emit_operand(tr, p);
+}
+
+void x87_commit(struct translation *tr)
+{
+	x87_emit_pointers(tr);
+	tr->pointers = NULL;
+}
