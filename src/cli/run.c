@@ -26,12 +26,14 @@
 #include "machine/clock.h"
 #include "machine/machine.h"
 
-#define MEMORY_DEFAULT (512ull << 20)
-#define MEMORY_MIN     (1ull << 20)
-#define MEMORY_MAX     (128ull << 30)
+#define MEMORY_DEFAULT      (512ull << 20)
+#define MEMORY_MIN          (1ull << 20)
+#define MEMORY_MAX          (128ull << 30)
+#define TRANSLATE_AFTER_MAX 1000000000
 
 enum {
 	OPTION_ENGINE = 256,
+	OPTION_TRANSLATE_AFTER,
 	OPTION_CPU,
 	OPTION_CPUS,
 	OPTION_MEMORY,
@@ -74,6 +76,7 @@ static const struct run_option {
     {"virtio-console", "WHERE", OPTION_VIRTIO_CONSOLE, "port of a virtio console; WHERE as for --console"},
     {"virtio-port", "NAME=WHERE", OPTION_VIRTIO_PORT, "the same, as a channel that the guest finds by its name"},
     {"engine", "NAME", OPTION_ENGINE, "what executes guest code (auto)"},
+    {"translate-after", "N", OPTION_TRANSLATE_AFTER, "how often a block of code runs before it is translated (24)"},
     {"cpu", "host[,mitigations=on|off]", OPTION_CPU,
      "processor model (host); mitigations=on lets the guest use its own"},
     {"no-reboot", NULL, OPTION_NO_REBOOT, "a reset of the guest ends ring3"},
@@ -205,6 +208,11 @@ static int take_option(struct run *run, int value, char *argument)
 	case OPTION_ENGINE:
 		options->engine = argument;
 		return check_engine(argument);
+	case OPTION_TRANSLATE_AFTER:
+		if (!parse_number(argument, 1, TRANSLATE_AFTER_MAX, &options->translate_after))
+			return usage_error("run", "--translate-after '%s' is not a number from 1 to %d", argument,
+			                   TRANSLATE_AFTER_MAX);
+		return STATUS_OK;
 	case OPTION_CPU:
 		options->cpu = argument;
 		return check_cpu(argument);

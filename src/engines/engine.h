@@ -49,7 +49,7 @@ struct engine {
 
 extern const struct engine engine_interpreter, engine_translator;
 
-/* For tests: how often the translator lets a block be entered before it is translated; 1: at once. */
+/* How often the translator lets a block be entered before it is translated; 1: at once. */
 void translator_set_heat(struct vcpu *vcpu, unsigned entries);
 
 /* The engine of that name, or for "auto" the fastest usable one. NULL: unknown or unusable, `why` (256 bytes) says it.

@@ -53,7 +53,10 @@ static int create_vcpu(struct machine *machine, unsigned index)
 	if (error)
 		return error;
 	cpu_reset(vcpu, index == 0);
-	return machine->engine->vcpu_create(vcpu);
+	error = machine->engine->vcpu_create(vcpu);
+	if (!error && machine->engine == &engine_translator && machine->options.translate_after)
+		translator_set_heat(vcpu, machine->options.translate_after);
+	return error;
 }
 
 static int create_cpus(struct machine *machine)

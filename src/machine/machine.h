@@ -49,8 +49,9 @@ struct machine_port {
 /* The options tree: what a machine is made of. Every front end (ring3's own commands, later others) fills this. Strings
  * are borrowed. */
 struct machine_options {
-	const char *engine; /* "auto" */
-	const char *cpu;    /* "host" */
+	const char *engine;       /* "auto" */
+	unsigned translate_after; /* for the translator: entries of a block; 0: its own choice */
+	const char *cpu;          /* "host" */
 	unsigned cpus;
 	uint64_t memory; /* bytes */
 	const char *kernel;
