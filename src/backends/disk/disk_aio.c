@@ -191,8 +191,7 @@ static void ring_submit(struct disk_aio *aio, struct disk_aio_operation *operati
 	else
 		io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
 	io_uring_sqe_set_data(entry, operation);
-	aio->uring_in_flight++;
-	ring_push(aio);
+	aio->uring_in_flight++; /* the flush gives it to the kernel, with others */
 }
 
 static uint64_t operation_length(const struct disk_aio_operation *operation)
@@ -224,9 +223,7 @@ static bool write_inline(struct disk_aio *aio, struct disk_aio_operation *operat
 	uint64_t end = now_ns();
 	if (end - start > INLINE_SLOW_NS)
 		aio->inline_from = end + INLINE_PAUSE_NS;
-	if (!aio->written.first)
-		signal_completion(aio);
-	queue_put(&aio->written, operation);
+	queue_put(&aio->written, operation); /* the flush tells */
 	return true;
 }
 
@@ -280,8 +277,6 @@ static void ring_completions(struct disk_aio *aio)
 	}
 	while (aio->waiting.first && aio->uring_in_flight < RING_ENTRIES)
 		ring_submit(aio, queue_get(&aio->waiting));
-	if (aio->uring_ready && io_uring_sq_ready(&aio->ring))
-		ring_push(aio);
 }
 
 /* What is added meanwhile waits for the next turn of the loop. */
@@ -307,16 +302,38 @@ static void pool_completions(struct disk_aio *aio)
 	complete_all(aio, &finished);
 }
 
-static void ready(void *owner, uint32_t events)
+static void all_completions(struct disk_aio *aio)
 {
-	struct disk_aio *aio = owner;
-	uint64_t count;
-
-	if (read(aio->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR)
-		return;
 	ring_completions(aio);
 	pool_completions(aio);
 	complete_all(aio, &aio->written);
+}
+
+static void ready(void *owner, uint32_t events)
+{
+	all_completions(owner);
+}
+
+/* Busy waiting sees the ring's; what the pool does takes longer anyway. */
+static bool poll_completions(void *owner)
+{
+	struct disk_aio *aio = owner;
+
+	if (!aio->uring_ready || !io_uring_cq_ready(&aio->ring))
+		return false;
+	ring_completions(aio);
+	return true;
+}
+
+/* Before the loop waits. What was written inline is done, which may bring new operations. */
+static void flush(void *owner)
+{
+	struct disk_aio *aio = owner;
+
+	while (aio->written.first)
+		complete_all(aio, &aio->written);
+	if (aio->uring_ready && io_uring_sq_ready(&aio->ring))
+		ring_push(aio);
 }
 
 struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only)
@@ -335,7 +352,7 @@ struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only)
 	pthread_cond_init(&aio->work, NULL);
 	aio->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (aio->event_fd >= 0)
-		aio->source = event_source_add(loop, aio->event_fd, EPOLLIN, ready, aio);
+		aio->source = event_source_add(loop, aio->event_fd, EPOLLIN | EPOLLET, ready, aio);
 	if (!aio->source) {
 		int error = errno;
 
@@ -350,6 +367,8 @@ struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only)
 		if (!aio->uring_ready)
 			io_uring_queue_exit(&aio->ring);
 	}
+	event_source_set_poll(aio->source, poll_completions);
+	event_source_set_flush(aio->source, flush);
 	return aio;
 }
 
@@ -358,8 +377,14 @@ void disk_aio_drain(struct disk_aio *aio)
 	while (aio->in_flight) {
 		struct pollfd wait = {.fd = aio->event_fd, .events = POLLIN};
 
-		ready(aio, EPOLLIN);
+		uint64_t count;
+
+		all_completions(aio);
+		flush(aio);
 		if (aio->in_flight && poll(&wait, 1, -1) < 0 && errno != EINTR)
+			return;
+		/* The loop learns of new ones by the edge. */
+		if (read(aio->event_fd, &count, sizeof(count)) < 0 && errno != EAGAIN && errno != EINTR)
 			return;
 	}
 }

@@ -254,6 +254,24 @@ static void start(struct block_request *request, const struct virtio_chain *chai
 	}
 }
 
+/* Guest pages often lie in a row: fewer, longer pieces for the host. */
+static unsigned merge(struct memory *memory, struct iovec *iov, unsigned count)
+{
+	unsigned last = 0;
+
+	for (unsigned i = 1; i < count; i++) {
+		struct iovec *piece = &iov[last];
+
+		if ((uint8_t *)piece->iov_base + piece->iov_len == iov[i].iov_base &&
+		    memory_physical(memory, piece->iov_base) + piece->iov_len ==
+		        memory_physical(memory, iov[i].iov_base))
+			piece->iov_len += iov[i].iov_len;
+		else
+			iov[++last] = iov[i];
+	}
+	return count ? last + 1 : 0;
+}
+
 /* Header, data, status byte (5.2.6). False: the driver breaks the rules, or there is no memory. */
 static bool take(struct virtio_block *block, struct virtio_queue *queue, const struct virtio_chain *chain)
 {
@@ -283,6 +301,7 @@ static bool take(struct virtio_block *block, struct virtio_queue *queue, const s
 	virtio_chain_slice(chain, true, chain->writable_length - 1, 1, &status);
 	request->status = status.iov_base;
 	request->iov_count = virtio_chain_slice(chain, in, in ? 0 : HEADER_SIZE, request->data, request->iov);
+	request->iov_count = merge(block->device.host.memory, request->iov, request->iov_count);
 	virtio_flight_begin(&request->flight, queue, chain->token);
 	start(request, chain, header.sector);
 	return true;

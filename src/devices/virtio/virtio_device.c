@@ -60,8 +60,9 @@ void virtio_device_notify(struct virtio_device *device, unsigned queue)
 
 	if (queue >= device->queue_count)
 		return;
-	/* Who finds no bit set wakes the loop; a full counter means that it is awake. */
-	if (atomic_fetch_or(&device->notified, 1ull << queue) == 0 && write(device->notify_fd, &one, sizeof one) < 0)
+	/* Who finds no bit set wakes the loop, unless that looks by itself; a full counter means that it is awake. */
+	if (atomic_fetch_or(&device->notified, 1ull << queue) == 0 && !event_loop_polls(device->host.loop) &&
+	    write(device->notify_fd, &one, sizeof one) < 0)
 		return;
 }
 
@@ -77,14 +78,14 @@ void virtio_queue_again(struct virtio_queue *queue)
 	virtio_device_notify(queue->device, queue->index);
 }
 
-/* On the I/O thread. */
-static void notified(void *owner, uint32_t events)
+/* On the I/O thread. False: there was nothing. */
+static bool serve(void *owner)
 {
 	struct virtio_device *device = owner;
-	uint64_t count, queues;
+	uint64_t queues;
 
-	if (read(device->notify_fd, &count, sizeof count) < 0)
-		return; /* nothing new */
+	if (!atomic_load(&device->notified))
+		return false;
 	queues = atomic_exchange(&device->notified, 0);
 	if (device->ops->device_lock)
 		device->host.lock(device->host.lock_owner);
@@ -95,6 +96,12 @@ static void notified(void *owner, uint32_t events)
 	virtio_leave(device);
 	if (device->ops->device_lock)
 		device->host.unlock(device->host.lock_owner);
+	return true;
+}
+
+static void notified(void *owner, uint32_t events)
+{
+	serve(owner);
 }
 
 /* ---- queues ---- */
@@ -397,9 +404,11 @@ int virtio_device_init(struct virtio_device *device, const struct virtio_ops *op
 	for (unsigned i = 0; i < queue_count; i++)
 		device->queue[i] = (struct virtio_queue){
 		    .device = device, .index = i, .size = queue_sizes[i], .size_max = queue_sizes[i]};
-	device->notify_source = event_source_add(host->loop, device->notify_fd, EPOLLIN, notified, device);
-	if (device->notify_source)
+	device->notify_source = event_source_add(host->loop, device->notify_fd, EPOLLIN | EPOLLET, notified, device);
+	if (device->notify_source) {
+		event_source_set_poll(device->notify_source, serve);
 		return 0;
+	}
 fail:
 	virtio_device_destroy(device);
 	return -ENOMEM;
