@@ -16,6 +16,7 @@
 #include "backends/chardev/chardev.h"
 #include "backends/net/net_options.h"
 #include "cli/commands.h"
+#include "cli/control.h"
 #include "debug/gdbstub.h"
 #include "debug/perf_map.h"
 #include "debug/symbols.h"
@@ -45,6 +46,7 @@ enum {
 	OPTION_NET,
 	OPTION_VIRTIO_CONSOLE,
 	OPTION_VIRTIO_PORT,
+	OPTION_CONTROL,
 	OPTION_NO_REBOOT,
 	OPTION_DEBUG_EXIT,
 	OPTION_TRACE,
@@ -75,6 +77,7 @@ static const struct run_option {
      "virtio network card; user, tap, unix:PATH, switch:NAME or none, and mac=, queues="},
     {"virtio-console", "WHERE", OPTION_VIRTIO_CONSOLE, "port of a virtio console; WHERE as for --console"},
     {"virtio-port", "NAME=WHERE", OPTION_VIRTIO_PORT, "the same, as a channel that the guest finds by its name"},
+    {"control", "PATH", OPTION_CONTROL, "listen on this UNIX socket for commands: balloon, memory, pause ... (help)"},
     {"engine", "NAME", OPTION_ENGINE, "what executes guest code (auto)"},
     {"translate-after", "N", OPTION_TRANSLATE_AFTER, "how often a block of code runs before it is translated (24)"},
     {"cpu", "host[,mitigations=on|off]", OPTION_CPU,
@@ -98,6 +101,7 @@ struct run {
 	struct net_options net[MACHINE_NETS_MAX];
 	const char *gdb; /* NULL: no debugger */
 	const char *symbols;
+	const char *control; /* NULL: no control socket */
 	bool stats, help, perf_map;
 
 	struct machine *machine;
@@ -247,6 +251,9 @@ static int take_option(struct run *run, int value, char *argument)
 		return take_port(run, NULL, argument);
 	case OPTION_VIRTIO_PORT:
 		return take_port(run, argument, strchr(argument, '='));
+	case OPTION_CONTROL:
+		run->control = argument;
+		return STATUS_OK;
 	case OPTION_NO_REBOOT:
 		options->no_reboot = true;
 		return STATUS_OK;
@@ -381,7 +388,7 @@ static int status_of(enum machine_end end, int debug_exit_status)
 }
 
 /* The machine exists; the debugger, if any, already listens. */
-static int run_until_end(struct run *run, struct gdbstub *debugger)
+static int run_until_end(struct run *run, struct gdbstub *debugger, struct control *control)
 {
 	struct event_source *source;
 	int debug_exit_status = 0;
@@ -389,6 +396,10 @@ static int run_until_end(struct run *run, struct gdbstub *debugger)
 
 	if (debugger && gdbstub_attach(debugger, run->machine) < 0)
 		return STATUS_FAILED;
+	if (control && control_attach(control, run->machine) < 0) {
+		log_error("--control: out of memory");
+		return STATUS_FAILED;
+	}
 	source = event_source_add(run->machine->loop, run->signals, EPOLLIN, signal_ready, run);
 	if (!source) {
 		log_error("signals: %s", strerror(errno));
@@ -402,6 +413,7 @@ static int run_until_end(struct run *run, struct gdbstub *debugger)
 static int run_machine(struct run *run)
 {
 	struct gdbstub *debugger = NULL;
+	struct control *control = NULL;
 	int status = STATUS_FAILED;
 	unsigned ports;
 
@@ -415,12 +427,16 @@ static int run_machine(struct run *run)
 	}
 	if (run->gdb)
 		debugger = gdbstub_create(run->gdb);
-	if (ports == run->options.port_count && (!run->gdb || debugger) &&
+	if (run->control)
+		control = control_create(run->control);
+	if (ports == run->options.port_count && (!run->gdb || debugger) && (!run->control || control) &&
 	    machine_create(&run->machine, &run->options) == 0)
-		status = run_until_end(run, debugger);
+		status = run_until_end(run, debugger, control);
 	if (debugger)
 		gdbstub_destroy(debugger);
 	if (run->machine) {
+		if (control)
+			control_detach(control);
 		chardev_detach(run->options.console);
 		for (unsigned i = 0; i < ports; i++)
 			chardev_detach(run->options.ports[i].chardev);
@@ -428,6 +444,7 @@ static int run_machine(struct run *run)
 			machine_print_stats(run->machine, stderr);
 		machine_destroy(run->machine);
 	}
+	control_destroy(control);
 	while (ports > 0)
 		chardev_destroy(run->options.ports[--ports].chardev);
 	chardev_destroy(run->options.console);

@@ -221,6 +221,14 @@ void virtio_balloon_set_target(struct virtio_balloon *balloon, uint64_t bytes)
 	virtio_leave(&balloon->device);
 }
 
+uint64_t virtio_balloon_target(struct virtio_balloon *balloon)
+{
+	virtio_enter(&balloon->device);
+	uint64_t bytes = (uint64_t)get32(balloon->config + CONFIG_TARGET) << PFN_SHIFT;
+	virtio_leave(&balloon->device);
+	return bytes;
+}
+
 uint64_t virtio_balloon_actual(struct virtio_balloon *balloon)
 {
 	virtio_enter(&balloon->device);

@@ -43,6 +43,7 @@ void virtio_balloon_destroy(struct virtio_balloon *balloon);
 /* All these: any thread, without the queue lock, without the device lock. */
 /* How many bytes the guest shall do without. It follows when and as far as it can. */
 void virtio_balloon_set_target(struct virtio_balloon *balloon, uint64_t bytes);
+uint64_t virtio_balloon_target(struct virtio_balloon *balloon);
 /* And how many it does without now, as it says. */
 uint64_t virtio_balloon_actual(struct virtio_balloon *balloon);
 /* Asks for new statistics. False: the driver has given none to answer with. */
