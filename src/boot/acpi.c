@@ -197,7 +197,7 @@ static uint64_t add_madt(struct builder *builder, unsigned cpus)
 	return address_of(builder, madt);
 }
 
-/* PCI Firmware 3.0 4.1.2: where the configuration spaces of bus 0 are mapped. */
+/* PCI Firmware 3.0 4.1.2: where the configuration spaces of the host bridge's buses are mapped; its _CRS says the same ones. */
 static uint64_t add_mcfg(struct builder *builder)
 {
 	const size_t length = HEADER_LENGTH + 8 + 16;
@@ -208,7 +208,7 @@ static uint64_t add_mcfg(struct builder *builder)
 	put(mcfg + 44, 8, PC_MMCONFIG);
 	put(mcfg + 52, 2, 0); /* segment */
 	mcfg[54] = 0;         /* first and last bus */
-	mcfg[55] = 0;
+	mcfg[55] = PC_MMCONFIG_LENGTH / (1 << 20) - 1;
 	finish_table(mcfg, "MCFG", length, 1);
 	return address_of(builder, mcfg);
 }

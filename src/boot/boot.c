@@ -76,11 +76,16 @@ int boot_load_initrd(struct boot_context *boot, uint64_t limit, uint64_t *addres
 	int error;
 
 	*address = *length = 0;
-	if (!boot->request->initrd || !*boot->request->initrd)
-		return 0;
-	error = boot_file_open(&file, boot->request->initrd, boot->memory->size, boot->why);
-	if (error)
-		return error;
+	if (boot->request->initrd_file) {
+		file = *boot->request->initrd_file;
+	} else {
+		if (!boot->request->initrd || !*boot->request->initrd)
+			return 0;
+		error = boot_file_open(&file, boot->request->initrd, boot->memory->size, boot->why);
+		if (error)
+			return error;
+	}
+	error = 0;
 	if (file.size) {
 		error = boot_place_high(boot, 0x100000, limit, file.size, MEMORY_PAGE_SIZE, "the initrd", address);
 		if (error)
@@ -91,7 +96,8 @@ int boot_load_initrd(struct boot_context *boot, uint64_t limit, uint64_t *addres
 			error = boot_copy(boot, &file, 0, *address, file.size);
 		*length = file.size;
 	}
-	boot_file_close(&file);
+	if (!boot->request->initrd_file)
+		boot_file_close(&file);
 	if (!error)
 		trace(boot->request->trace, TRACE_BOOT, -1, "initrd at %#llx, %llu bytes", (unsigned long long)*address,
 		      (unsigned long long)*length);
@@ -222,8 +228,11 @@ int boot_load_image(struct memory *memory, const struct boot_request *request, c
 int boot_load(struct memory *memory, const struct boot_request *request, struct boot_entry *entry, char *why)
 {
 	struct boot_file kernel;
-	int error = boot_file_open(&kernel, request->kernel, memory->size, why);
+	int error;
 
+	if (request->kernel_file)
+		return boot_load_image(memory, request, request->kernel_file, entry, why);
+	error = boot_file_open(&kernel, request->kernel, memory->size, why);
 	if (error)
 		return error;
 	error = boot_load_image(memory, request, &kernel, entry, why);

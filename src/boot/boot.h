@@ -17,13 +17,16 @@
 
 #include "x86/cpu_state.h"
 
+struct boot_file;
 struct memory;
 struct trace;
 
 #define BOOT_WHY_SIZE 512
 
 struct boot_request {
-	const char *kernel;  /* file */
+	const char *kernel; /* file */
+	/* Open files instead of names, as a disk image gives them (disk_boot.h); borrowed. NULL: the names count. */
+	const struct boot_file *kernel_file, *initrd_file;
 	const char *initrd;  /* file; for Multiboot "file arguments,file2 arguments" become modules. NULL or "": none */
 	const char *append;  /* kernel command line; NULL: empty */
 	unsigned cpus;       /* for ACPI's MADT, 1 to 16 */

@@ -38,6 +38,7 @@ enum {
 	OPTION_CPU,
 	OPTION_CPUS,
 	OPTION_MEMORY,
+	OPTION_BOOT_FROM_DISK,
 	OPTION_KERNEL,
 	OPTION_INITRD,
 	OPTION_APPEND,
@@ -64,7 +65,8 @@ static const struct run_option {
 	int value;
 	const char *help;
 } run_options[] = {
-    {"kernel", "FILE", OPTION_KERNEL, "Linux bzImage, PVH ELF or Multiboot image; required"},
+    {"kernel", "FILE", OPTION_KERNEL, "Linux bzImage, PVH ELF or Multiboot image"},
+    {"boot-from-disk", NULL, OPTION_BOOT_FROM_DISK, "instead: kernel and initrd from /boot in the first disk"},
     {"initrd", "FILE", OPTION_INITRD, "initial RAM disk; for Multiboot 'FILE ARGS,FILE ARGS' are modules"},
     {"append", "TEXT", OPTION_APPEND, "kernel command line"},
     {"cpus", "N", OPTION_CPUS, "processors, 1 to 16 (1)"},
@@ -119,7 +121,8 @@ static int show_help(void)
 	};
 
 	printf("Usage: ring3 run --kernel FILE [OPTION]...\n"
-	       "Starts a machine with this kernel, its first serial port on the terminal. Ctrl-a x leaves, Ctrl-a h "
+	       "       ring3 run --disk FILE --boot-from-disk [OPTION]...\n"
+	       "Starts a machine with that kernel, its first serial port on the terminal. Ctrl-a x leaves, Ctrl-a h "
 	       "helps.\n\n");
 	for (size_t i = 0; i < OPTION_COUNT; i++) {
 		const struct run_option *option = &run_options[i];
@@ -234,6 +237,9 @@ static int take_option(struct run *run, int value, char *argument)
 	case OPTION_KERNEL:
 		options->kernel = argument;
 		return STATUS_OK;
+	case OPTION_BOOT_FROM_DISK:
+		options->boot_from_disk = true;
+		return STATUS_OK;
 	case OPTION_INITRD:
 		options->initrd = argument;
 		return STATUS_OK;
@@ -286,6 +292,19 @@ static int take_option(struct run *run, int value, char *argument)
 	}
 }
 
+/* There is one, from one place. */
+static int check_kernel(const struct machine_options *options)
+{
+	if (options->boot_from_disk && (options->kernel || options->initrd))
+		return usage_error("run", "--boot-from-disk takes kernel and initrd from the disk; leave --%s out",
+		                   options->kernel ? "kernel" : "initrd");
+	if (options->boot_from_disk && options->disk_count == 0)
+		return usage_error("run", "--boot-from-disk without --disk");
+	if (!options->kernel && !options->boot_from_disk)
+		return usage_error("run", "--kernel is missing (or --disk with --boot-from-disk)");
+	return STATUS_OK;
+}
+
 static int parse_options(struct run *run, int argc, char **argv)
 {
 	struct option table[OPTION_COUNT + 1] = {0};
@@ -312,8 +331,9 @@ static int parse_options(struct run *run, int argc, char **argv)
 	}
 	if (optind < argc)
 		return usage_error("run", "'%s' is not an option; the kernel is given by --kernel", argv[optind]);
-	if (!run->options.kernel)
-		return usage_error("run", "--kernel is missing");
+	status = check_kernel(&run->options);
+	if (status)
+		return status;
 	if (run->symbols && !run->perf_map)
 		return usage_error("run", "--symbols without --perf-map names nothing");
 	if (run->options.stopped && !run->gdb)

@@ -9,6 +9,7 @@
 
 #include "backends/chardev/chardev.h"
 #include "boot/boot.h"
+#include "boot/disk_boot.h"
 #include "devices/lapic.h"
 #include "engines/engine.h"
 #include "host/event_loop.h"
@@ -87,6 +88,39 @@ static int create_cpus(struct machine *machine)
 	return 0;
 }
 
+static bool boots_kernel(const struct machine *machine)
+{
+	return machine->options.kernel || machine->options.boot_from_disk; /* tests fill the memory themselves */
+}
+
+/*
+ * Kernel, initrd and command line from the first disk, as it is now: a guest that has installed another kernel gets that by a reboot. What
+ * --append says comes last, where the kernel takes the last word.
+ */
+static int find_kernel(struct machine *machine, struct boot_request *request, struct disk_boot *files, char **append,
+                       char *why)
+{
+	const struct machine_options *options = &machine->options;
+	int error = disk_boot_read(files, machine->pc->virtio.disk[0].disk, options->disks[0].image.path,
+	                           machine->memory.size, why);
+
+	if (error)
+		return error;
+	const char *more = options->append                      ? options->append
+	                   : strstr(files->command, "console=") ? ""
+	                                                        : "console=ttyS0";
+	if (asprintf(append, "%s%s%s", files->command, *files->command && *more ? " " : "", more) < 0) {
+		*append = NULL;
+		return -ENOMEM;
+	}
+	request->kernel_file = &files->kernel;
+	request->initrd_file = files->initrd.size ? &files->initrd : NULL;
+	request->append = *append;
+	trace(&machine->trace, TRACE_BOOT, -1, "from disk: %s, %s; %s", files->kernel.name,
+	      files->initrd.size ? files->initrd.name : "no initrd", *append);
+	return 0;
+}
+
 /* Loads the kernel and sets the bootstrap processor to where its boot protocol starts. */
 static int load_kernel(struct machine *machine)
 {
@@ -98,11 +132,18 @@ static int load_kernel(struct machine *machine)
 	    .trace = &machine->trace,
 	};
 	struct boot_entry entry;
-	char why[BOOT_WHY_SIZE] = "";
+	struct disk_boot files = {.kernel.fd = -1, .initrd.fd = -1};
+	char why[BOOT_WHY_SIZE] = "out of memory", *append = NULL;
+	int error = 0;
 
-	if (!request.kernel)
-		return 0; /* tests fill the memory themselves */
-	int error = boot_load(&machine->memory, &request, &entry, why);
+	if (!boots_kernel(machine))
+		return 0;
+	if (machine->options.boot_from_disk)
+		error = find_kernel(machine, &request, &files, &append, why);
+	if (!error)
+		error = boot_load(&machine->memory, &request, &entry, why);
+	disk_boot_free(&files);
+	free(append);
 	if (error) {
 		log_error("%s", why);
 		return error;
@@ -127,7 +168,7 @@ int machine_reset_all(struct machine *machine)
 		mmu_flush(vcpu);
 	}
 	int error = load_kernel(machine);
-	for (unsigned i = 0; machine->options.kernel && i < machine->options.cpus; i++)
+	for (unsigned i = 0; boots_kernel(machine) && i < machine->options.cpus; i++)
 		boot_prepare_cpu(&machine->vcpu[i]->state, machine->model.physical_bits);
 	for (unsigned i = 0; i < machine->options.cpus; i++) {
 		struct vcpu *vcpu = machine->vcpu[i];
@@ -169,6 +210,8 @@ static int build(struct machine *machine)
 	if (error)
 		return error;
 	error = pc_create(machine);
+	if (error == -ECANCELED) /* an image or network: it has said why */
+		return error;
 	if (error)
 		return failed("devices", error);
 	error = machine_reset_all(machine);

@@ -57,6 +57,7 @@ struct machine_options {
 	const char *kernel;
 	const char *initrd; /* several, with commas, for Multiboot modules */
 	const char *append;
+	bool boot_from_disk;     /* kernel and initrd are in the first disk; `append` is added to what it says */
 	struct chardev *console; /* COM1; NULL: nothing is connected. Borrowed. */
 	struct machine_disk disks[MACHINE_DISKS_MAX];
 	unsigned disk_count;

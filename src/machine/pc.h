@@ -60,7 +60,8 @@ struct pc {
 	uint8_t irq_sources[16]; /* of each ISA IRQ: bit n: source n asks; a line is the OR of its sources */
 };
 
-/* Makes the chips and claims their ports on machine->bus. The vCPUs and local APICs exist. 0 or -errno. */
+/* Makes the chips and claims their ports on machine->bus. The vCPUs and local APICs exist. 0 or -errno; -ECANCELED: what
+ * failed was logged. */
 int pc_create(struct machine *machine);
 void pc_destroy(struct machine *machine);
 /* All chips as after RESET#. The machine is paused (or not started). */

@@ -44,7 +44,7 @@ static int create_disk(struct pc_virtio *virtio, struct pci_root *root, const st
 
 	place->disk = disk_open(&options->image);
 	if (!place->disk)
-		return -EIO;
+		return -ECANCELED;
 	virtio->disk_count++;
 	block.disk = place->disk;
 	error = disk_attach(place->disk, virtio->host.loop);
@@ -68,7 +68,7 @@ static int create_net(struct pc_virtio *virtio, struct pci_root *root, const str
 	numbered.number = number;
 	place->net = net_open(&numbered);
 	if (!place->net)
-		return -EIO;
+		return -ECANCELED;
 	virtio->net_count++;
 	io_thread_pause(virtio->io);
 	error = virtio_net_init(&place->card, &virtio->host, PC_PCI_NET_SLOT + number, place->net);

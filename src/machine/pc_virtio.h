@@ -47,7 +47,8 @@ struct pc_virtio {
 
 struct pci_root;
 
-/* As the machine's options say. 0 or -errno (what failed may be destroyed). Images that cannot be opened are logged. */
+/* As the machine's options say. 0 or -errno (what failed may be destroyed). -ECANCELED: an image or
+ * network could not be opened, and has logged why. */
 int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root);
 /* Waits for what is in flight, flushes and closes the images. */
 void pc_virtio_destroy(struct pc_virtio *virtio);

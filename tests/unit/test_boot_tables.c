@@ -61,6 +61,17 @@ static const uint8_t *table_at(const uint8_t *tables, size_t used, uint64_t addr
 	return table;
 }
 
+/* The host bridge's buses in the DSDT: a WordBusNumber descriptor (ACPI 6.3 6.4.3.5.3). */
+static void bus_range(const uint8_t *dsdt, unsigned *first, unsigned *last)
+{
+	static const uint8_t descriptor[] = {0x88, 0x0d, 0x00, 0x02};
+	const uint8_t *at = memmem(dsdt, get32(dsdt + 4), descriptor, sizeof(descriptor));
+
+	assert_non_null(at);
+	*first = get16(at + 8);
+	*last = get16(at + 10);
+}
+
 static void acpi_tables(void **state)
 {
 	static uint8_t tables[ACPI_TABLES_MAX];
@@ -78,7 +89,7 @@ static void acpi_tables(void **state)
 		assert_int_equal(get32(rsdt + 36), get64(xsdt + 36));
 
 		const uint8_t *fadt = table_at(tables, used, get64(xsdt + 36), "FACP");
-		table_at(tables, used, get64(fadt + 140), "DSDT");
+		const uint8_t *dsdt = table_at(tables, used, get64(fadt + 140), "DSDT");
 		assert_int_equal(get64(fadt + 140), get32(fadt + 40));
 		uint64_t facs = get32(fadt + 36);
 		assert_int_equal(facs % 64, 0);
@@ -100,6 +111,10 @@ static void acpi_tables(void **state)
 		const uint8_t *mcfg = table_at(tables, used, get64(xsdt + 52), "MCFG");
 		assert_int_equal(get32(mcfg + 4), 60);
 		assert_int_equal(get64(mcfg + 44), PC_MMCONFIG);
+		unsigned first, last;
+		bus_range(dsdt, &first, &last);
+		assert_int_equal(mcfg[54], first);
+		assert_int_equal(mcfg[55], last);
 		assert_int_equal(ioapics, 1);
 		assert_int_equal(overrides, 5);
 		assert_int_equal(nmis, 1);
