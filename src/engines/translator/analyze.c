@@ -111,6 +111,8 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 {
 	ZydisMnemonic m = item->i.mnemonic;
 
+	if (string_possible(item))
+		return KIND_STRING;
 	if (is_jcc(m))
 		return classify_branch(tr, item, KIND_JCC, KIND_FALLBACK);
 	switch (m) {

@@ -295,5 +295,8 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_set_argument(tr, xblock);
 		emit_jump_to(e, t->exit_vector);
 		break;
+	case PENDING_STRING:
+		emit_pending_string(tr, &p);
+		break;
 	}
 }

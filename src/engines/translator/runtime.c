@@ -646,11 +646,41 @@ static uint64_t slow_instruction(struct translator *t, const struct xsite *site)
 
 /* ---- memory ---- */
 
+/* Puts the page of `linear` into the TLB; may raise. NULL: it does not belong there. */
+static struct mmu_tlb_entry *fill(struct translator *t, uint64_t linear, bool write)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	uint8_t live = step_out(t);
+	t->counters.slow_fault++; /* unless it comes back */
+	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, write ? MMU_WRITE : MMU_READ, NULL);
+	t->counters.slow_fault--;
+	step_in(t, live); /* before page_flags is looked at */
+	if (!entry) {
+		t->counters.slow_mmio++;
+		return NULL;
+	}
+	if (write && *(volatile uint8_t *)entry->page_flags) {
+		t->counters.slow_watched++;
+		return NULL;
+	}
+	t->counters.slow_miss++;
+	unsigned n = linear >> 12 & (XTLB_ENTRIES - 1);
+	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][write][n];
+	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
+	own->host = entry->host + own->tag;
+	uint8_t kind =
+	    (mmu_entry_global(vcpu, entry) ? XKIND_GLOBAL : 0) | (mmu_entry_large(vcpu, entry) ? XKIND_LARGE : 0);
+	t->tlb_kind[vcpu->mmu.view][write][n] = kind;
+	t->tlb_used[vcpu->mmu.view][write] = true;
+	t->large_low += (kind & XKIND_LARGE) && !(linear >> 63);
+	return entry;
+}
+
 uint64_t translator_slow(struct translator *t, uint64_t linear)
 {
 	struct vcpu *vcpu = t->vcpu;
 	const struct xsite *site = (const struct xsite *)t->exit_argument;
-	enum mmu_access access = site->write ? MMU_WRITE : MMU_READ;
 
 	vcpu->state.rip = site->rip;
 	vcpu->executing = site->slot;
@@ -667,30 +697,35 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 		t->counters.slow_odd++;
 		return slow_instruction(t, site);
 	}
-	uint8_t live = step_out(t);
-	t->counters.slow_fault++; /* unless it comes back */
-	struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, access, NULL);
-	t->counters.slow_fault--;
-	step_in(t, live); /* before page_flags is looked at */
-	if (!entry) {
-		t->counters.slow_mmio++;
+	struct mmu_tlb_entry *entry = fill(t, linear, site->write);
+	if (!entry)
 		return slow_instruction(t, site);
-	}
-	if (site->write && *(volatile uint8_t *)entry->page_flags) {
-		t->counters.slow_watched++;
-		return slow_instruction(t, site);
-	}
-	t->counters.slow_miss++;
-	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)];
-	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
-	own->host = entry->host + own->tag;
-	uint8_t kind =
-	    (mmu_entry_global(vcpu, entry) ? XKIND_GLOBAL : 0) | (mmu_entry_large(vcpu, entry) ? XKIND_LARGE : 0);
-	t->tlb_kind[vcpu->mmu.view][site->write][linear >> 12 & (XTLB_ENTRIES - 1)] = kind;
-	t->tlb_used[vcpu->mmu.view][site->write] = true;
-	t->large_low += (kind & XKIND_LARGE) && !(linear >> 63);
 	vcpu->executing = NULL;
 	return entry->host + linear;
+}
+
+uint64_t translator_string_slow(struct translator *t, enum xstring_result result)
+{
+	struct vcpu *vcpu = t->vcpu;
+	const struct xsite *site = (const struct xsite *)t->exit_argument;
+	uint64_t before = vcpu->state.gpr[RCX];
+	unsigned fills = 0;
+
+	x87_catch_up(vcpu, site->pointers);
+	while (result == XSTRING_MISS) {
+		vcpu->state.rip = site->rip;
+		vcpu->executing = site->slot;
+		flags_store(vcpu, t->flags);
+		/* Two operands may take one another's entry away. */
+		if (vcpu->state.gpr[RCX] != before)
+			fills = 0;
+		before = vcpu->state.gpr[RCX];
+		if (++fills > 8 || !fill(t, t->string_missing, t->string_missing_write))
+			return slow_instruction(t, site);
+		vcpu->executing = NULL;
+		result = translator_string(t, site);
+	}
+	return result == XSTRING_DONE ? SLOW_DONE : slow_instruction(t, site);
 }
 
 /* ---- host faults in translated code (signal context) ---- */

@@ -23,3 +23,16 @@ uint64_t translator_slow(struct translator *t, uint64_t linear);
 uint64_t translator_call_out(struct translator *t);
 /* x87.c: FIP, FDP and FOP that translated code was behind with; registers are in the vCPU block. NULL: none. */
 void x87_catch_up(struct vcpu *vcpu, const struct xpointers *pointers);
+
+/*
+ * string_copy.c: a string instruction (site->string) on the vCPU block's registers, as far as it is easy; what is done
+ * shows in RCX, RSI and RDI. Flags in t->flags, before and after. Touches no vector registers.
+ */
+enum xstring_result {
+	XSTRING_DONE,
+	XSTRING_MISS, /* the TLB lacks string_missing */
+	XSTRING_SLOT, /* the interpreter has to go on with it */
+};
+enum xstring_result translator_string(struct translator *t, const struct xsite *site);
+/* What comes after another result than XSTRING_DONE, for site exit_argument: SLOW_*. May raise. */
+uint64_t translator_string_slow(struct translator *t, enum xstring_result result);

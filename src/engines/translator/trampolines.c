@@ -252,6 +252,48 @@ static void emit_call_out(struct emitter *e, struct translator *t)
 	emit_return(e);
 }
 
+/* Guest registers that a C function may change: guest number, host number. */
+static const uint8_t changed[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RSP, R11}, {RSI, RSI}, {RDI, RDI}, {R8, R8}};
+
+static void emit_changed(struct emitter *e, const struct translator *t, unsigned opcode)
+{
+	for (unsigned i = 0; i < sizeof(changed) / sizeof(changed[0]); i++)
+		emit_op_abs(e, true, opcode, changed[i][1], gpr(t, changed[i][0]));
+}
+
+/*
+ * Called by a string instruction, with `exit_argument` the site: translator_string() with what C leaves alone still in
+ * registers, then, if that was not all, the slow way.
+ */
+static void emit_string(struct emitter *e, struct translator *t)
+{
+	t->string = e->at;
+	emit_changed(e, t, 0x89);
+	emit_move_imm64(e, RDI, (uintptr_t)t);
+	emit_load(e, RSI, xabs(&t->exit_argument));
+	emit_move_imm64(e, RAX, (uintptr_t)translator_string);
+	emit_add_rsp(e, (unsigned)-8); /* aligned */
+	emit_byte(e, 0xff);            /* call rax */
+	emit_byte(e, 0xd0);
+	emit_add_rsp(e, 8);
+	emit_op_reg(e, false, 0x89, RAX, R9);
+	emit_changed(e, t, 0x8b);
+	emit_op_reg(e, false, 0x85, R9, R9); /* test */
+	uint8_t *more = emit_jump_if(e, CC_NE);
+	emit_byte(e, 0xc3);
+	emit_fix(e, more);
+	emit_round_trip(e, t, (uintptr_t)translator_string_slow);
+	emit_group1(e, true, 7, R9, SLOW_DONE);
+	uint8_t *leave = emit_jump_if(e, CC_A), *terminal = emit_jump_if(e, CC_B);
+	emit_byte(e, 0xc3);
+	emit_fix(e, leave);
+	emit_add_rsp(e, 8); /* the return address */
+	emit_return(e);
+	emit_fix(e, terminal);
+	emit_add_rsp(e, 8);
+	emit_jump_to(e, t->exit_slot);
+}
+
 bool translator_emit_trampolines(struct translator *t)
 {
 	uint8_t *memory = code_arena_allocate(&t->arena, 16384, 64);
@@ -267,6 +309,7 @@ bool translator_emit_trampolines(struct translator *t)
 	t->exit_vector = emit_exit(&e, t, translator_to_vector);
 	emit_slow(&e, t);
 	emit_call_out(&e, t);
+	emit_string(&e, t);
 	code_arena_publish();
 	return !e.full;
 }

@@ -201,6 +201,9 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		case KIND_LEAVE:
 			translate_leave(tr, item);
 			break;
+		case KIND_STRING:
+			translate_string(tr, item);
+			break;
 		default:
 			translate_terminal(tr, item);
 			break;

@@ -7,6 +7,7 @@
  *	control.c    exits, links, a block's entries, code out of line
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
+ *	translate_string.c, string_copy.c  string instructions
  */
 #pragma once
 
@@ -30,6 +31,7 @@ enum kind {
 	KIND_PUSH,
 	KIND_POP,
 	KIND_LEAVE,
+	KIND_STRING,
 	KIND_JMP,
 	KIND_JCC,
 	KIND_CALL,
@@ -55,7 +57,15 @@ struct item {
 
 /* Out-of-line code. */
 struct pending {
-	enum { PENDING_SLOW, PENDING_TAKEN, PENDING_LINK, PENDING_STUB, PENDING_VECTOR, PENDING_SLOT } kind;
+	enum {
+		PENDING_SLOW,
+		PENDING_TAKEN,
+		PENDING_LINK,
+		PENDING_STUB,
+		PENDING_VECTOR,
+		PENDING_SLOT,
+		PENDING_STRING,
+	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;
@@ -68,6 +78,8 @@ struct pending {
 	const struct item *pointers_item;
 	bool in_register, in_memory; /* where flags are */
 	bool save;
+	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
+	bool restore;     /* and flags are wanted in EFLAGS at `resume` */
 };
 
 struct translation {
@@ -134,6 +146,11 @@ void mode32_segment(struct translation *tr, const struct item *item, enum segmen
 void stack_address(struct translation *tr, unsigned reg, int displacement);
 void move_stack(struct translation *tr, unsigned reg, int displacement);
 void emit_store_stack32(struct translation *tr, uint32_t value);
+
+/* translate_string.c */
+bool string_possible(const struct item *item);
+void translate_string(struct translation *tr, const struct item *item);
+void emit_pending_string(struct translation *tr, const struct pending *p);
 
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);

@@ -103,14 +103,17 @@ struct xpointers {
 	uint8_t base, index, scale, segment;
 };
 
+enum xstring { XSTRING_NONE, XSTRING_MOVS, XSTRING_STOS, XSTRING_LODS, XSTRING_SCAS, XSTRING_CMPS };
+
 /* What the slow path of an access, and a fault, need to know of an instruction. */
 struct xsite {
 	uint32_t host; /* offset in the arena */
 	uint8_t size;
       uint8_t slots : 4;    /* of the instruction; 0: it is terminal, and left to the interpreter for good */
 	uint8_t length : 4; /* of the instruction */
-	bool write, flags_in_register;
-	bool waits;                       /* a pending x87 exception comes before the access */
+	bool write : 1, flags_in_register : 1;
+	bool waits : 1;                   /* a pending x87 exception comes before the access */
+	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
 	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
@@ -135,7 +138,10 @@ struct translator {
 	uint64_t release,
 	    undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
 	struct translation *scratch;
-	struct xblock *blocks; /* all, to be freed */
+	struct xblock *blocks;   /* all, to be freed */
+	uint64_t string_value;   /* between the two accesses of MOVS and CMPS */
+	uint64_t string_missing; /* XSTRING_MISS: the address, and whether it is to be written */
+	bool string_missing_write;
 	uint32_t flags;
 	uint32_t host_mxcsr;
 	uint32_t vector_missing;      /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
@@ -161,8 +167,8 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *slow,
-	    *call_out;                        /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *slow, *call_out,
+	    *string;                          /* trampolines, writable view */
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	bool came_back;
 	struct xlink *links;
