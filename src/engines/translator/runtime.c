@@ -328,16 +328,14 @@ static uint8_t classes_needed(const struct xblock *xblock)
 	return vector[xblock->vector] | (xblock->x87 ? NATIVE_X87 | NATIVE_MMX : 0);
 }
 
-/* translator->vector_missing when the registers are live. */
-static uint32_t vector_missing(const struct vcpu *vcpu)
+/* The registers of a level (enum vector_need) are the guest's from here on, or none. */
+static void set_live(struct translator *t, uint8_t level)
 {
-	uint32_t missing = 0;
-
-	if (vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX))
-		missing |= 1u << 8 * VECTOR_AVX;
-	if (vcpu->classes_disabled & (NATIVE_SSE | NATIVE_AVX | NATIVE_AVX512))
-		missing |= 1u << 8 * VECTOR_AVX512;
-	return missing;
+	t->vector_live = level;
+	t->vector_missing = level == VECTOR_NONE  ? VECTOR_ALL_MISSING
+	                    : level == VECTOR_SSE ? VECTOR_ALL_MISSING - 0x100u
+	                    : level == VECTOR_AVX ? VECTOR_ALL_MISSING - 0x10100u
+	                                          : 0;
 }
 
 static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
@@ -358,13 +356,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	}
 	if (xblock->x87)
 		native_x87_load(vcpu);
-	/* Forms keep the guest's MXCSR in the host's register between instructions; translated code loads it with the
-	 * vector registers. */
-	t->vector_wanted = xblock->vector != VECTOR_NONE;
-	if (t->vector_wanted) {
-		native_mxcsr_save(vcpu);
-		t->vector_missing_live = vector_missing(vcpu);
-	}
+	set_live(t, xblock->vector); /* the trampoline loads them */
 	t->counters.enters++;
 	vcpu->executing = NULL;
 	return ((enter_code *)t->enter)(vcpu, code_arena_executable(&t->arena, xblock->entry_b), flags);
@@ -567,8 +559,7 @@ static uint8_t step_out(struct translator *t)
 {
 	uint8_t live = t->vector_live;
 
-	t->vector_live = 0;
-	t->vector_missing = VECTOR_ALL_MISSING;
+	set_live(t, VECTOR_NONE);
 	atomic_store(&t->in_code, 0);
 	return live;
 }
@@ -576,8 +567,7 @@ static uint8_t step_out(struct translator *t)
 static void step_in(struct translator *t, uint8_t live)
 {
 	announce(t);
-	t->vector_live = live;
-	t->vector_missing = live ? t->vector_missing_live : VECTOR_ALL_MISSING;
+	set_live(t, live);
 }
 
 /* The slot behind a called-out instruction. */
@@ -624,8 +614,6 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	/* As when a block is entered. */
 	if (x87)
 		native_x87_load(vcpu);
-	if (live)
-		native_mxcsr_save(vcpu);
 	step_in(t, live);
 	catch_up(t);
 	return SLOW_DONE;
@@ -784,7 +772,6 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f");
 	t->avx = __builtin_cpu_supports("avx");
 	t->vector_missing = VECTOR_ALL_MISSING;
-	t->host_mxcsr = 0x1f80;
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;

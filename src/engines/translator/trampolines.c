@@ -65,25 +65,26 @@ static void emit_fill(struct emitter *e, const struct translator *t)
 		emit_load(e, mapped[i][1], gpr(t, mapped[i][0]));
 }
 
-/* MOVUPS, VMOVUPS or VMOVDQU64 of one whole register. */
-static void emit_vector_move(struct emitter *e, const struct translator *t, unsigned n, bool store)
+/* MOVUPS, VMOVUPS or VMOVDQU64: of a register as much as `level` can have changed. */
+static void emit_vector_move(struct emitter *e, const struct translator *t, enum vector_need level, unsigned n,
+                             bool store)
 {
 	uint32_t abs = xabs(t->vcpu->state.vector.zmm[n]);
 
-	if (t->avx512) {
+	if (level == VECTOR_SSE) {
+		if (n & 8)
+			emit_byte(e, 0x44);
+		emit_byte(e, 0x0f);
+		emit_byte(e, store ? 0x11 : 0x10);
+	} else if (t->avx512) {
 		emit_byte(e, 0x62);
 		emit_byte(e, 0x61 | (n & 8 ? 0 : 0x80) | (n & 16 ? 0 : 0x10)); /* R, X = 1, B = 1, R', map 0F */
 		emit_byte(e, 0xfe);                                            /* W1, F3 */
 		emit_byte(e, 0x48);                                            /* 512 bits, no mask */
 		emit_byte(e, store ? 0x7f : 0x6f);
-	} else if (t->avx) {
+	} else {
 		emit_byte(e, 0xc5);
 		emit_byte(e, (n & 8 ? 0 : 0x80) | 0x7c); /* 256 bits, no prefix */
-		emit_byte(e, store ? 0x11 : 0x10);
-	} else {
-		if (n & 8)
-			emit_byte(e, 0x44);
-		emit_byte(e, 0x0f);
 		emit_byte(e, store ? 0x11 : 0x10);
 	}
 	emit_byte(e, 0x04 | (n & 7) << 3);
@@ -103,43 +104,55 @@ static void emit_mask_move(struct emitter *e, const struct translator *t, unsign
 	emit_u32(e, xabs(&t->vcpu->state.vector.opmask[n]));
 }
 
-/* LDMXCSR, STMXCSR */
-static void emit_mxcsr(struct emitter *e, unsigned extension, uint32_t abs)
+static void emit_level(struct emitter *e, const struct translator *t, enum vector_need level, bool store)
 {
-	emit_byte(e, 0x0f);
-	emit_byte(e, 0xae);
-	emit_byte(e, 0x04 | extension << 3);
-	emit_byte(e, 0x25);
-	emit_u32(e, abs);
+	bool high = level == VECTOR_AVX512;
+
+	for (unsigned n = high ? 16 : 0; n < (high ? 32 : 16); n++)
+		emit_vector_move(e, t, level, n, store);
+	for (unsigned n = 0; high && n < 8; n++)
+		emit_mask_move(e, t, n, store);
 }
 
-static void emit_vectors(struct emitter *e, const struct translator *t, bool store)
+/*
+ * Loads or stores vector registers, as many as the level in byte `abs` says (enum vector_need). Legacy SSE leaves upper
+ * parts alone, so that they need not be there; VEX clears them. Uses RAX.
+ */
+static void emit_vectors(struct emitter *e, const struct translator *t, uint32_t abs, bool store)
 {
-	unsigned count = t->avx512 ? 32 : 16;
+	uint8_t *none, *sse, *avx = NULL, *done;
 
-	for (unsigned n = 0; n < count; n++)
-		emit_vector_move(e, t, n, store);
-	for (unsigned n = 0; t->avx512 && n < 8; n++)
-		emit_mask_move(e, t, n, store);
-	if (store) {
-		emit_mxcsr(e, 3, xabs(&t->vcpu->state.vector.mxcsr));
-		emit_mxcsr(e, 2, xabs(&t->host_mxcsr));
-		if (t->avx) { /* VZEROUPPER: ring3's own SSE code shall not pay for the guest's upper halves */
+	emit_byte(e, 0x0f); /* movzx eax, byte [level] */
+	emit_op_abs(e, false, 0xb6, RAX, abs);
+	emit_group1(e, false, 7, RAX, VECTOR_SSE); /* cmp */
+	none = emit_jump_if(e, CC_B);
+	sse = emit_jump_if(e, CC_E);
+	if (t->avx512) {
+		emit_group1(e, false, 7, RAX, VECTOR_AVX);
+		avx = emit_jump_if(e, CC_E);
+		emit_level(e, t, VECTOR_AVX512, store);
+		emit_fix(e, avx);
+	}
+	if (t->avx) {
+		emit_level(e, t, VECTOR_AVX, store);
+		if (store) { /* VZEROUPPER: ring3's own SSE code shall not pay for the guest's upper halves */
 			emit_byte(e, 0xc5);
 			emit_byte(e, 0xf8);
 			emit_byte(e, 0x77);
 		}
-	} else {
-		emit_mxcsr(e, 2, xabs(&t->vcpu->state.vector.mxcsr));
 	}
-}
-
-/* If the vector registers are the guest's: stores them. */
-static void emit_vectors_out(struct emitter *e, const struct translator *t)
-{
-	emit_compare8_abs(e, xabs(&t->vector_live), 0);
-	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_vectors(e, t, true);
+	done = emit_jump(e);
+	emit_fix(e, sse);
+	emit_level(e, t, VECTOR_SSE, store);
+	emit_fix(e, done);
+	if (!store) { /* MXCSR is left there on the way out, as forms leave it */
+		emit_compare8_abs(e, xabs(&t->vcpu->mxcsr_live), 0);
+		uint8_t *live = emit_jump_if(e, CC_NE);
+		emit_byte(e, 0x0f); /* ldmxcsr */
+		emit_op_abs(e, false, 0xae, 2, xabs(&t->vcpu->state.vector.mxcsr));
+		emit_store_imm8(e, xabs(&t->vcpu->mxcsr_live), 1);
+		emit_fix(e, live);
+	}
 	emit_fix(e, none);
 }
 
@@ -149,8 +162,8 @@ static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler
 	uint8_t *start = e->at;
 
 	emit_spill(e, t);
-	emit_vectors_out(e, t);
-	emit_store_imm8(e, xabs(&t->vector_live), 0);
+	emit_vectors(e, t, xabs(&t->vector_live), true);
+	emit_store_imm8(e, xabs(&t->vector_live), VECTOR_NONE);
 	emit_store_imm(e, false, xabs(&t->vector_missing), VECTOR_ALL_MISSING);
 	emit_store_imm8(e, xabs(&t->in_code), 0);
 	emit_restore(e);
@@ -176,13 +189,7 @@ static void emit_enter(struct emitter *e, struct translator *t)
 	emit_byte(e, 8);
 	emit_store(e, RSI, xabs(&t->target));
 	emit_store32(e, RDX, xabs(&t->flags));
-	emit_compare8_abs(e, xabs(&t->vector_wanted), 0);
-	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_vectors(e, t, false);
-	emit_store_imm8(e, xabs(&t->vector_live), 1);
-	emit_load32(e, RAX, xabs(&t->vector_missing_live));
-	emit_store32(e, RAX, xabs(&t->vector_missing));
-	emit_fix(e, none);
+	emit_vectors(e, t, xabs(&t->vector_live), false);
 	emit_fill(e, t);
 	emit_jump_abs(e, xabs(&t->target));
 }
@@ -192,7 +199,7 @@ static void emit_round_trip(struct emitter *e, const struct translator *t, uintp
 {
 	emit_spill(e, t);
 	emit_store(e, RSP, xabs(&t->host_rsp));
-	emit_vectors_out(e, t);
+	emit_vectors(e, t, xabs(&t->vector_live), true);
 	emit_move_imm64(e, RDI, (uintptr_t)t);
 	emit_move(e, RSI, R9);
 	emit_byte(e, 0x48); /* and rsp, -16 */
@@ -204,10 +211,7 @@ static void emit_round_trip(struct emitter *e, const struct translator *t, uintp
 	emit_byte(e, 0xd0);
 	emit_load(e, RSP, xabs(&t->host_rsp));
 	emit_move(e, R9, RAX);
-	emit_compare8_abs(e, xabs(&t->vector_live), 0);
-	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_vectors(e, t, false);
-	emit_fix(e, none);
+	emit_vectors(e, t, xabs(&t->vector_live), false);
 	emit_fill(e, t);
 }
 

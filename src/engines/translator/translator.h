@@ -143,11 +143,8 @@ struct translator {
 	uint64_t string_missing; /* XSTRING_MISS: the address, and whether it is to be written */
 	bool string_missing_write;
 	uint32_t flags;
-	uint32_t host_mxcsr;
-	uint32_t vector_missing;      /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
-	uint32_t vector_missing_live; /* the same while they are live: what CR0, CR4 and XCR0 forbid */
-	uint8_t vector_live;
-	uint8_t vector_wanted;
+	uint32_t vector_missing; /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
+	uint8_t vector_live;     /* enum vector_need: which are the guest's now */
 	uint32_t fault_vector;
 
 	struct vcpu *vcpu;
