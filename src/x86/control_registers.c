@@ -114,6 +114,7 @@ static void write_cr3(struct vcpu *vcpu, uint64_t value)
 {
 	struct cpu_state *s = &vcpu->state;
 	bool pcid = s->cr4 & CR4_PCIDE;
+	bool keep = pcid && (value & CR3_NOFLUSH);
 	if (pcid)
 		value &= ~CR3_NOFLUSH;
 	if (!cpu_long_mode(s))
@@ -124,9 +125,7 @@ static void write_cr3(struct vcpu *vcpu, uint64_t value)
 		x86_raise(vcpu, VECTOR_GP);
 	s->cr3 = value;
 	trace(vcpu->trace, TRACE_MMU, (int)vcpu->index, "CR3 %#llx", (unsigned long long)value);
-	/* The software TLB has no PCID tags: even a load that asks to keep entries drops those of the old address
-	 * space. */
-	mmu_flush_nonglobal(vcpu);
+	mmu_load_space(vcpu, pcid ? value & CR3_PCID : 0, keep);
 }
 
 static void write_cr4(struct vcpu *vcpu, uint64_t value)
@@ -263,19 +262,19 @@ void x86_invpcid(struct vcpu *vcpu, uint64_t type, uint64_t pcid, uint64_t linea
 	case 0:
 		if (!cpu_canonical(linear))
 			x86_raise(vcpu, VECTOR_GP);
-		/* Entries of other PCIDs are not kept over a CR3 load, so only the current one can have any. */
 		if (pcid == (s->cr4 & CR4_PCIDE ? s->cr3 & CR3_PCID : 0))
 			mmu_flush_page(vcpu, linear);
+		else
+			mmu_flush_pcid(vcpu, (unsigned)pcid);
 		break;
 	case 1:
-		if (pcid == (s->cr4 & CR4_PCIDE ? s->cr3 & CR3_PCID : 0))
-			mmu_flush_nonglobal(vcpu);
+		mmu_flush_pcid(vcpu, (unsigned)pcid);
 		break;
 	case 2:
 		mmu_flush(vcpu);
 		break;
 	case 3:
-		mmu_flush_nonglobal(vcpu);
+		mmu_flush_nonglobal_all(vcpu);
 		break;
 	}
 }

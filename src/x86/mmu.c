@@ -42,6 +42,70 @@ static void clear_tag(struct mmu *mmu, unsigned slot)
 	slot_entry(mmu, slot)->tag = MMU_NO_TAG(slot % MMU_TLB_ENTRIES);
 }
 
+/* Where code is mapped. */
+
+static void renew_space_code(struct mmu *mmu, unsigned n)
+{
+	mmu->space[n].code_epoch = ++mmu->last_code_epoch;
+	memset(mmu->space[n].code_pages, 0, sizeof(mmu->space[n].code_pages));
+	mmu->space[n].code_large = false;
+}
+
+static void renew_all_code(struct mmu *mmu)
+{
+	mmu->code_epoch_global = ++mmu->last_code_epoch;
+	mmu->supervisor_not_global = mmu->supervisor_low = mmu->user_global = false;
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		renew_space_code(mmu, n);
+}
+
+static bool by_space(const struct vcpu *vcpu)
+{
+	return cpu_cpl(&vcpu->state) == 3 || vcpu->mmu.supervisor_not_global;
+}
+
+uint64_t mmu_code_epoch(const struct vcpu *vcpu)
+{
+	const struct mmu *mmu = &vcpu->mmu;
+
+	return by_space(vcpu) ? mmu->space[mmu->current].code_epoch : mmu->code_epoch_global;
+}
+
+bool mmu_note_code(struct vcpu *vcpu, uint64_t linear)
+{
+	struct mmu *mmu = &vcpu->mmu;
+	const struct mmu_tlb_entry *entry = mmu_entry(vcpu, linear, MMU_EXECUTE, NULL);
+
+	if (cpu_cpl(&vcpu->state) != 3) {
+		mmu->supervisor_low |= !(linear >> 63);
+		if (!mmu->supervisor_not_global && (!entry || !mmu_entry_global(vcpu, entry))) {
+			mmu->supervisor_not_global = true;
+			for (unsigned n = 0; n < MMU_SPACES; n++)
+				renew_space_code(mmu, n);
+			return true;
+		}
+		if (!mmu->supervisor_not_global)
+			return false;
+	} else {
+		mmu->user_global |= entry && mmu_entry_global(vcpu, entry);
+	}
+	mmu->space[mmu->current].code_pages[linear >> 18 & 7] |= 1ull << (linear >> 12 & 63);
+	mmu->space[mmu->current].code_large |= !entry || mmu_entry_large(vcpu, entry);
+	return false;
+}
+
+/* One page is mapped otherwise. */
+static void renew_page_code(struct mmu *mmu, uint64_t linear)
+{
+	if ((mmu->space[mmu->current].code_pages[linear >> 18 & 7] >> (linear >> 12 & 63) & 1) ||
+	    mmu->space[mmu->current].code_large)
+		renew_space_code(mmu, mmu->current);
+	if (linear >> 63 || mmu->supervisor_low)
+		mmu->code_epoch_global = ++mmu->last_code_epoch;
+	for (unsigned n = 0; mmu->user_global && n < MMU_SPACES; n++)
+		renew_space_code(mmu, n);
+}
+
 int mmu_create(struct vcpu *vcpu)
 {
 	struct mmu *mmu = &vcpu->mmu;
@@ -58,6 +122,8 @@ int mmu_create(struct vcpu *vcpu)
 	for (unsigned i = 0; i < SLOTS; i++)
 		slot_entry(mmu, i)->tag = MMU_NO_TAG(i);
 	mmu->epoch = 1;
+	mmu->space[0].used = true;
+	renew_all_code(mmu);
 	mmu_update_view(vcpu);
 	mmu_update_watches(vcpu);
 	return 0;
@@ -90,18 +156,18 @@ void mmu_update_view(struct vcpu *vcpu)
 
 /* Invalidation. */
 
-static void begin_epoch(struct mmu *mmu, int kind, uint64_t linear)
+static struct mmu_flush_note *begin_epoch(struct mmu *mmu, int kind)
 {
-	mmu->epoch++;
-	mmu->note[mmu->epoch % MMU_FLUSH_NOTES] =
-	    (struct mmu_flush_note){.epoch = mmu->epoch, .linear = linear, .kind = kind};
+	struct mmu_flush_note *note = &mmu->note[++mmu->epoch % MMU_FLUSH_NOTES];
+
+	*note = (struct mmu_flush_note){.epoch = mmu->epoch, .kind = kind};
+	return note;
 }
 
 static void flush_except(struct vcpu *vcpu, const uint64_t *keep)
 {
 	struct mmu *mmu = &vcpu->mmu;
 
-	begin_epoch(mmu, keep ? MMU_FLUSH_NONGLOBAL : MMU_FLUSH_ALL, 0);
 	vcpu->counters.tlb_flushes++;
 	for (unsigned word = 0; word < SLOT_WORDS; word++) {
 		uint64_t kept = keep ? keep[word] : 0;
@@ -111,24 +177,120 @@ static void flush_except(struct vcpu *vcpu, const uint64_t *keep)
 	}
 }
 
+/* The current space is CR3's, however that came to be; nothing is kept for others. */
+static void name_space(struct vcpu *vcpu)
+{
+	const struct cpu_state *s = &vcpu->state;
+	struct mmu *mmu = &vcpu->mmu;
+
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		mmu->space[n].used = n == mmu->current;
+	mmu->space[mmu->current].pcid = s->cr4 & CR4_PCIDE ? s->cr3 & 0xfff : 0;
+}
+
 void mmu_flush(struct vcpu *vcpu)
 {
+	begin_epoch(&vcpu->mmu, MMU_FLUSH_ALL);
+	renew_all_code(&vcpu->mmu);
 	flush_except(vcpu, NULL);
 	if (vcpu->mmu.has_global)
 		memset(vcpu->mmu.global_map, 0, SLOT_WORDS * sizeof(uint64_t));
 	vcpu->mmu.has_global = vcpu->mmu.has_large = false;
+	name_space(vcpu);
+}
+
+void mmu_forget(struct vcpu *vcpu)
+{
+	begin_epoch(&vcpu->mmu, MMU_FLUSH_ALL);
+	renew_all_code(&vcpu->mmu);
+	name_space(vcpu);
+}
+
+static void drop_nonglobal(struct vcpu *vcpu)
+{
+	flush_except(vcpu, vcpu->mmu.has_global ? vcpu->mmu.global_map : NULL);
 }
 
 void mmu_flush_nonglobal(struct vcpu *vcpu)
 {
-	flush_except(vcpu, vcpu->mmu.has_global ? vcpu->mmu.global_map : NULL);
+	begin_epoch(&vcpu->mmu, MMU_FLUSH_NONGLOBAL);
+	renew_space_code(&vcpu->mmu, vcpu->mmu.current);
+	drop_nonglobal(vcpu);
+}
+
+/* What is kept elsewhere for a space that is not current. */
+static void forget_space(struct mmu *mmu, unsigned n)
+{
+	begin_epoch(mmu, MMU_FLUSH_SPACE)->to = (uint8_t)n;
+	renew_space_code(mmu, n);
+}
+
+/* The space of a PCID, or MMU_SPACES. */
+static unsigned find_space(const struct mmu *mmu, unsigned pcid)
+{
+	unsigned n = 0;
+
+	while (n < MMU_SPACES && !(mmu->space[n].used && mmu->space[n].pcid == pcid))
+		n++;
+	return n;
+}
+
+void mmu_load_space(struct vcpu *vcpu, unsigned pcid, bool keep)
+{
+	struct mmu *mmu = &vcpu->mmu;
+	unsigned n = pcid == mmu->space[mmu->current].pcid ? mmu->current : find_space(mmu, pcid);
+
+	if (n == mmu->current) {
+		if (!keep)
+			mmu_flush_nonglobal(vcpu);
+		return;
+	}
+	if (n == MMU_SPACES) {
+		keep = false;
+		n = mmu->current ? 0 : 1;
+		for (unsigned i = 0; i < MMU_SPACES; i++)
+			if (i != mmu->current && (!mmu->space[i].used || mmu->space[i].last < mmu->space[n].last))
+				n = i;
+		mmu->space[n].pcid = (uint16_t)pcid;
+		mmu->space[n].used = true;
+	}
+	if (!keep)
+		forget_space(mmu, n);
+	struct mmu_flush_note *note = begin_epoch(mmu, MMU_FLUSH_SWITCH);
+	note->from = (uint8_t)mmu->current;
+	note->to = (uint8_t)n;
+	mmu->space[n].last = mmu->epoch;
+	mmu->current = n;
+	drop_nonglobal(vcpu);
+}
+
+void mmu_flush_pcid(struct vcpu *vcpu, unsigned pcid)
+{
+	struct mmu *mmu = &vcpu->mmu;
+	unsigned n = find_space(mmu, pcid);
+
+	if (n == mmu->current)
+		mmu_flush_nonglobal(vcpu);
+	else if (n < MMU_SPACES)
+		forget_space(mmu, n);
+}
+
+void mmu_flush_nonglobal_all(struct vcpu *vcpu)
+{
+	struct mmu *mmu = &vcpu->mmu;
+
+	mmu_flush_nonglobal(vcpu);
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		if (n != mmu->current && mmu->space[n].used)
+			forget_space(mmu, n);
 }
 
 void mmu_flush_page(struct vcpu *vcpu, uint64_t linear)
 {
 	struct mmu *mmu = &vcpu->mmu;
 
-	begin_epoch(mmu, MMU_FLUSH_PAGE, linear);
+	begin_epoch(mmu, MMU_FLUSH_PAGE)->linear = linear;
+	renew_page_code(mmu, linear);
 	vcpu->counters.tlb_flushes++;
 	for (unsigned array = 0; array < MMU_VIEWS * MMU_ACCESSES; array++) {
 		unsigned slot = array * MMU_TLB_ENTRIES + mmu_tlb_index(linear);

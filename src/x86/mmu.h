@@ -36,13 +36,26 @@ struct mmu_tlb_entry {
 	uint8_t *page_flags; /* &memory_page_flags[physical >> 12] */
 };
 
+/*
+ * Address spaces by PCID: the TLB itself holds only the current one's entries, but who caches more than the TLB does may
+ * keep what belongs to the last MMU_SPACES of them (mmu_load_space).
+ */
+#define MMU_SPACES 8u
+
 /* What an invalidation took away; for who caches more than the TLB does and wants to keep what stays valid. */
 struct mmu_flush_note {
 	uint64_t epoch; /* the one that it began */
 	uint64_t linear;
-	enum { MMU_FLUSH_ALL, MMU_FLUSH_NONGLOBAL, MMU_FLUSH_PAGE } kind;
+	enum {
+		MMU_FLUSH_ALL,       /* of all spaces */
+		MMU_FLUSH_NONGLOBAL, /* of the current space */
+		MMU_FLUSH_PAGE,      /* of the current space, and global ones */
+		MMU_FLUSH_SPACE,     /* all that is kept for space `to`, which is not current */
+		MMU_FLUSH_SWITCH,    /* `from` is kept, `to` is current: what is not global changes */
+	} kind;
+	uint8_t from, to;
 };
-#define MMU_FLUSH_NOTES 16
+#define MMU_FLUSH_NOTES 32
 
 struct mmu {
 	struct mmu_tlb_entry (*tlb)[MMU_ACCESSES][MMU_TLB_ENTRIES]; /* [view][access][index]; allocated by mmu_create */
@@ -50,6 +63,22 @@ struct mmu {
 	bool has_global;      /* some entry came from a global page: not all go on a CR3 load */
 	uint64_t *global_map; /* private: which entries are global */
 	uint64_t last_flush_generation;
+	struct {
+		uint16_t pcid;
+		bool used;
+		uint64_t last; /* epoch of its last load */
+		/*
+		 * Moves when code that was found in this space may be mapped otherwise. What is known of code there: a
+		 * bloom filter of its pages, and whether some lies in large pages.
+		 */
+		uint64_t code_epoch;
+		uint64_t code_pages[8];
+		bool code_large;
+	} space[MMU_SPACES];
+	unsigned current; /* space */
+	/* The same for supervisor code in global pages, while all supervisor code lies in such. */
+	uint64_t code_epoch_global, last_code_epoch;
+	bool supervisor_not_global, supervisor_low, user_global; /* such code there is */
 	/* Moves with every invalidation: whoever caches more than the TLB does (chained code, say) compares it. */
 	uint64_t epoch;
 	/* The note of epoch n is at n % MMU_FLUSH_NOTES, if its epoch says so; others moved the epoch without one: then all is void. */
@@ -83,6 +112,21 @@ void mmu_update_watches(struct vcpu *vcpu);
 void mmu_flush(struct vcpu *vcpu);
 void mmu_flush_nonglobal(struct vcpu *vcpu);
 void mmu_flush_page(struct vcpu *vcpu, uint64_t linear);
+/* A load of CR3 with this PCID (0 without PCIDs). `keep`: what was cached for it stays (bit 63 of the value). */
+void mmu_load_space(struct vcpu *vcpu, unsigned pcid, bool keep);
+/* Invalidates what is cached for a PCID, but for global pages. */
+void mmu_flush_pcid(struct vcpu *vcpu, unsigned pcid);
+/* The same for all PCIDs. */
+void mmu_flush_nonglobal_all(struct vcpu *vcpu);
+
+/*
+ * For who links code by linear address: a number that moves when code at the current privilege may be mapped otherwise.
+ * It counts only on pages that mmu_note_code() was told of since (true: and the number has just moved).
+ */
+uint64_t mmu_code_epoch(const struct vcpu *vcpu);
+bool mmu_note_code(struct vcpu *vcpu, uint64_t linear);
+/* What all that was derived from the state rests on has changed. */
+void mmu_forget(struct vcpu *vcpu);
 
 /*
  * Translates one byte's address for `access` in `view`, filling the TLB; raises #PF. Returns the guest-physical

@@ -369,6 +369,8 @@ struct block *block_find(struct vcpu *vcpu)
 	bool ram = mmu_entry(vcpu, linear, MMU_EXECUTE, &physical) || memory_is_ram(vcpu->memory, physical);
 	struct block *block = ram ? look_up(vcpu, linear, physical) : NULL;
 
+	if (mmu_note_code(vcpu, linear))
+		interpreter->refresh = true;
 	if (!block) {
 		if (!ram) {
 			interpreter->mode |= MODE_STEP;

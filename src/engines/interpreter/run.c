@@ -143,10 +143,10 @@ static void refresh(struct vcpu *vcpu)
 		interpreter->linked_base = cs->base;
 		interpreter->linked_limit = cs->limit;
 		if ((++interpreter->linked_epoch & 0xffff) == 0)
-			vcpu->mmu.epoch++;
+			mmu_forget(vcpu);
 	}
 	vcpu->code_context =
-	    vcpu->mmu.epoch << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 | interpreter->mode;
+	    mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 | interpreter->mode;
 }
 
 /* Leaves run(). */
@@ -410,7 +410,7 @@ static enum exit_reason interpreter_run(struct vcpu *vcpu)
 	bool no_links = trace_on(vcpu->trace, TRACE_EXEC) || trace_on(vcpu->trace, TRACE_BRANCH);
 	if (no_links != interpreter->no_links) {
 		interpreter->no_links = no_links;
-		vcpu->mmu.epoch++;
+		mmu_forget(vcpu);
 	}
 	vcpu->fault_target = &interpreter->fault;
 	vcpu->executing = NULL;
@@ -478,13 +478,13 @@ static int interpreter_vcpu_create(struct vcpu *vcpu)
 static void interpreter_state_changed(struct vcpu *vcpu)
 {
 	/* run() takes everything afresh, but for what links rest on. */
-	vcpu->mmu.epoch++;
+	mmu_forget(vcpu);
 	mmu_update_view(vcpu);
 }
 
 static void interpreter_flush_code(struct vcpu *vcpu)
 {
-	vcpu->mmu.epoch++;
+	mmu_forget(vcpu);
 	block_cache_flush(vcpu);
 }
 

@@ -19,80 +19,10 @@
 
 #define ARENA_SIZE  (64u << 20)
 #define ARENA_SPARE (1u << 20)
-/* Not canonical: bit 63 set, bit 62 clear. */
-#define NO_TARGET(n) (((uint64_t)(n) ^ 1) | 1ull << 63)
 
 static struct translator *translator_of(struct vcpu *vcpu)
 {
 	return interpreter_of(vcpu)->translator;
-}
-
-/* ---- the caches that translated code looks into ---- */
-
-static void empty_entry(struct translator *t, unsigned view, unsigned write, unsigned n)
-{
-	t->tlb[view][write][n].tag = ((uint64_t)n ^ 1) << 12;
-	t->tlb_kind[view][write][n] = 0;
-}
-
-static void empty_tlb(struct translator *t, bool writes_only)
-{
-	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		for (unsigned write = writes_only; write < 2; write++) {
-			for (unsigned n = 0; t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
-				empty_entry(t, view, write, n);
-			t->tlb_used[view][write] = false;
-		}
-	if (!writes_only)
-		t->large_low = 0;
-}
-
-static void empty_nonglobal(struct translator *t)
-{
-	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		for (unsigned write = 0; write < 2; write++)
-			for (unsigned n = 0; t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
-				if (!(t->tlb_kind[view][write][n] & XKIND_GLOBAL))
-					empty_entry(t, view, write, n);
-}
-
-static void empty_targets(struct translator *t, unsigned view)
-{
-	if (!t->code_used[view])
-		return;
-	for (unsigned n = 0; n < XJUMP_SIZE; n++)
-		t->jump_rip[view][n] = NO_TARGET(n);
-	memset(t->page_key[view], 0xff, sizeof(t->page_key[view]));
-	t->code_used[view] = t->code_not_global[view] = false;
-}
-
-static void empty_all(struct translator *t)
-{
-	empty_tlb(t, false);
-	for (unsigned view = 0; view < XVIEWS; view++)
-		empty_targets(t, view);
-}
-
-/* INVLPG: one page; all pieces of large pages in its GiB (as mmu_flush_page does). */
-static void empty_page(struct translator *t, uint64_t linear)
-{
-	bool large = linear >> 63 || t->large_low;
-
-	for (unsigned view = 0; view < XVIEWS; view++)
-		if (t->code_used[view] && (large || t->page_key[view][linear >> 12 & (XPAGE_SIZE - 1)] != UINT64_MAX))
-			empty_targets(t, view);
-	for (unsigned view = 0; view < MMU_VIEWS; view++) {
-		for (unsigned write = 0; write < 2; write++) {
-			unsigned n = linear >> 12 & (XTLB_ENTRIES - 1);
-
-			if (t->tlb[view][write][n].tag == (linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1)))
-				empty_entry(t, view, write, n);
-			for (n = 0; large && t->tlb_used[view][write] && n < XTLB_ENTRIES; n++)
-				if ((t->tlb_kind[view][write][n] & XKIND_LARGE) &&
-				    !((t->tlb[view][write][n].tag ^ linear) >> 30))
-					empty_entry(t, view, write, n);
-		}
-	}
 }
 
 /* ---- links ---- */
@@ -134,8 +64,6 @@ static void undo_link(struct translator *t, struct xlink *link)
 /* Nothing leads to the block any more but its interpreter's block. */
 static void unlink_block(struct translator *t, struct xblock *xblock)
 {
-	unsigned n = xblock->rip & (XJUMP_SIZE - 1);
-
 	for (struct xlink *link = xblock->incoming, *next; link; link = next) {
 		next = link->next;
 		link->next = NULL;
@@ -143,8 +71,7 @@ static void unlink_block(struct translator *t, struct xblock *xblock)
 		set_displacement(t, link->place, link->stub);
 	}
 	xblock->incoming = NULL;
-	if (t->jump_rip[xblock->code_view][n] == xblock->rip)
-		t->jump_rip[xblock->code_view][n] = NO_TARGET(n);
+	caches_forget_target(t, xblock->code_view, xblock->rip);
 }
 
 static struct xblock **page_chain(struct translator *t, uint64_t physical)
@@ -220,8 +147,7 @@ void translator_flush(struct translator *t)
 		t->blocks = next;
 	}
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
-	for (unsigned view = 0; view < XVIEWS; view++)
-		empty_targets(t, view);
+	caches_empty_targets(t);
 }
 
 void translator_page_watched(struct translator *t)
@@ -230,7 +156,7 @@ void translator_page_watched(struct translator *t)
 	unsigned cpus = vcpu->machine ? vcpu->machine->options.cpus : 0;
 
 	t->counters.watch_requests++;
-	empty_tlb(t, true);
+	caches_empty_writes(t);
 	for (unsigned i = 0; i < cpus; i++) {
 		struct vcpu *other = vcpu->machine->vcpu[i];
 		struct translator *theirs = other && other != vcpu && other->engine_data ? translator_of(other) : NULL;
@@ -244,46 +170,6 @@ void translator_page_watched(struct translator *t)
 		while (atomic_load(&theirs->in_code) && (int32_t)(atomic_load(&theirs->watch_seen) - request) < 0)
 			sched_yield();
 	}
-}
-
-/* After anything that may have changed translations: does what the notes of the TLB's invalidations say. */
-static void catch_up(struct translator *t)
-{
-	const struct mmu *mmu = &t->vcpu->mmu;
-
-	if (mmu->epoch - t->epoch > MMU_FLUSH_NOTES) {
-		t->counters.invalidate_all++;
-		empty_all(t);
-		t->epoch = mmu->epoch;
-	}
-	while (t->epoch != mmu->epoch) {
-		const struct mmu_flush_note *note = &mmu->note[++t->epoch % MMU_FLUSH_NOTES];
-
-		if (note->epoch != t->epoch || note->kind == MMU_FLUSH_ALL) {
-			t->counters.invalidate_all++;
-			empty_all(t);
-		} else if (note->kind == MMU_FLUSH_NONGLOBAL) {
-			t->counters.invalidate_nonglobal++;
-			empty_nonglobal(t);
-			for (unsigned view = 0; view < XVIEWS; view++)
-				if (t->code_not_global[view])
-					empty_targets(t, view);
-		} else {
-			t->counters.invalidate_page++;
-			empty_page(t, note->linear);
-		}
-	}
-}
-
-/* Translated code may be reached at `rip` through the caches of `view` from now on; they last as long as its page. */
-static void note_code_page(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
-{
-	const struct mmu_tlb_entry *entry = mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL);
-
-	t->code_used[view] = true;
-	if (!entry || !mmu_entry_global(t->vcpu, entry))
-		t->code_not_global[view] = true;
-	t->page_key[view][rip >> 12 & (XPAGE_SIZE - 1)] = xpage_key(rip, physical);
 }
 
 /* ---- entering ---- */
@@ -306,7 +192,7 @@ static void announce(struct translator *t)
 	atomic_signal_fence(memory_order_seq_cst);
 	uint32_t request = atomic_load_explicit(&t->watch_request, memory_order_acquire);
 	if (unlikely(request != atomic_load_explicit(&t->watch_seen, memory_order_relaxed))) {
-		empty_tlb(t, true);
+		caches_empty_writes(t);
 		atomic_store(&t->watch_seen, request);
 	}
 	if (unlikely(atomic_load_explicit(&t->vcpu->memory->code_writes, memory_order_acquire) !=
@@ -343,7 +229,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	struct vcpu *vcpu = t->vcpu;
 
 	announce(t);
-	catch_up(t);
+	caches_catch_up(t);
 	if (xblock->code_view >= MMU_VIEWS)
 		mode32_note_segments(t);
 	/* Disabled, or written by somebody since it was found. */
@@ -449,7 +335,7 @@ static struct block *find_block(struct vcpu *vcpu)
 		return cached->block;
 	flags_whole(vcpu);
 	struct block *block = block_find(vcpu);
-	if (block_linkable(interpreter, block))
+	if (block_linkable(interpreter, block) && !interpreter->refresh)
 		*jump_cache_link(vcpu, vcpu->state.rip) = (struct link){vcpu->state.rip, vcpu->code_context, block};
 	return block;
 }
@@ -488,13 +374,13 @@ void translator_to_link(PARAMETERS)
 		return;
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock && flushes == t->flushes) {
-		catch_up(t);
+		caches_catch_up(t);
 		if (link->target != xblock) {
 			undo_link(t, link);
 			link_to(t, link, xblock);
 		}
 		link->key = xpage_key(link->rip, block->physical);
-		note_code_page(t, xblock->code_view, link->rip, block->physical);
+		caches_enter_code(t, xblock->code_view, link->rip, block->physical);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -521,11 +407,9 @@ void translator_to_address(PARAMETERS)
 		return;
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock) {
-		catch_up(t);
-		note_code_page(t, xblock->code_view, rip, block->physical);
-		t->jump_rip[xblock->code_view][rip & (XJUMP_SIZE - 1)] = rip;
-		t->jump_host[xblock->code_view][rip & (XJUMP_SIZE - 1)] =
-		    code_arena_executable(&t->arena, xblock->entry_b);
+		caches_catch_up(t);
+		caches_enter_code(t, xblock->code_view, rip, block->physical);
+		caches_enter_target(t, xblock->code_view, rip, code_arena_executable(&t->arena, xblock->entry_b));
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -615,7 +499,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	if (x87)
 		native_x87_load(vcpu);
 	step_in(t, live);
-	catch_up(t);
+	caches_catch_up(t);
 	return SLOW_DONE;
 }
 
@@ -653,15 +537,7 @@ static struct mmu_tlb_entry *fill(struct translator *t, uint64_t linear, bool wr
 		return NULL;
 	}
 	t->counters.slow_miss++;
-	unsigned n = linear >> 12 & (XTLB_ENTRIES - 1);
-	struct xtlb_entry *own = &t->tlb[vcpu->mmu.view][write][n];
-	own->tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
-	own->host = entry->host + own->tag;
-	uint8_t kind =
-	    (mmu_entry_global(vcpu, entry) ? XKIND_GLOBAL : 0) | (mmu_entry_large(vcpu, entry) ? XKIND_LARGE : 0);
-	t->tlb_kind[vcpu->mmu.view][write][n] = kind;
-	t->tlb_used[vcpu->mmu.view][write] = true;
-	t->large_low += (kind & XKIND_LARGE) && !(linear >> 63);
+	caches_enter_page(t, linear, write, entry);
 	return entry;
 }
 
@@ -789,13 +665,14 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->arena_start = t->arena.write + t->arena.used;
 	if (t->perf_map)
 		perf_map_own(t->perf_map, t->arena.execute, t->arena.used, "enter, exit, slow access");
-	t->epoch = vcpu->mmu.epoch;
+	if (caches_create(t)) {
+		translator_destroy(t);
+		errno = ENOMEM;
+		return NULL;
+	}
 	t->listener.written = code_written;
 	atomic_store(&t->code_seen, atomic_load(&vcpu->memory->code_writes));
 	memory_listen(vcpu->memory, &t->listener);
-	memset(t->tlb_used, true, sizeof(t->tlb_used));
-	memset(t->code_used, true, sizeof(t->code_used));
-	empty_tlb(t, false);
 	translator_flush(t);
 	return t;
 }
@@ -811,8 +688,9 @@ void translator_destroy(struct translator *t)
 		return;
 	if (t->listener.written)
 		memory_unlisten(t->vcpu->memory, &t->listener);
-	if (t->arena.write)
+	if (t->arena.write && t->space)
 		translator_flush(t);
+	caches_destroy(t);
 	code_arena_destroy(&t->arena);
 	if (t->links)
 		munmap(t->links, XLINKS_MAX * sizeof(*t->links));

@@ -36,6 +36,7 @@
 	X(invalidate_all, "TLB invalidations: all")                                                                    \
 	X(invalidate_nonglobal, "TLB invalidations: not global (CR3)")                                                 \
 	X(invalidate_page, "TLB invalidations: one page")                                                              \
+	X(switches, "address spaces: loads of another one")                                                            \
 	X(watch_requests, "pages watched for code, hand-shakes")                                                       \
 	X(stale, "translations of pages written since")                                                                \
 	X(flushes, "cache emptied")                                                                                    \

@@ -47,8 +47,7 @@
 #define XPAGE_HASH   4096u
 #define XLINKS_MAX   (1u << 18)
 #define XSITES_MAX   (1u << 20)
-#define XKIND_GLOBAL 1u
-#define XKIND_LARGE  2u
+#define XSAVED       512u
 #define XHEAT        24
 #define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
@@ -119,18 +118,50 @@ struct xsite {
 	uint64_t rip; /* of the block */
 };
 
+/*
+ * What was in the caches of an address space that is not current, and comes back with it: entries that are not global,
+ * and how user code is reached.
+ */
+struct xspace {
+	unsigned entries, targets, pages;
+	uint64_t watches; /* t->watches then: write entries are void when a page was watched since */
+	struct {
+		struct xtlb_entry entry;
+		uint16_t index;
+		uint8_t view;
+		bool write, large;
+	} entry[XSAVED];
+	struct {
+		uint64_t rip;
+		const uint8_t *host;
+		uint8_t view;
+	} target[XSAVED];
+	struct {
+		uint64_t key;
+		uint16_t index;
+		uint8_t view;
+	} page[XSAVED];
+};
+
 struct translation;
 
 struct translator {
 	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
-	uint8_t tlb_kind[MMU_VIEWS][2][XTLB_ENTRIES];      /* XKIND_*: what the entry's page is */
-	unsigned large_low; /* entries of large pages in the lower half of linear space */
-	bool tlb_used[MMU_VIEWS][2], code_used[XVIEWS], code_not_global[XVIEWS];
-	uint64_t jump_rip[XVIEWS][XJUMP_SIZE]; /* indirect targets; 1: empty */
+	uint64_t jump_rip[XVIEWS][XJUMP_SIZE];             /* indirect targets; 1: empty */
 	const uint8_t *jump_host[XVIEWS][XJUMP_SIZE];
 	uint64_t page_key[XVIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 	/* For 32-bit code: the last offset that FS and GS reach, or -1 where they are not plain writable data. */
 	int64_t segment_last[2];
+
+	/* caches.c's own: which entries of the above are in use, come from global pages, are pieces of large ones. */
+	uint64_t tlb_valid[MMU_VIEWS][2][XTLB_ENTRIES / 64], tlb_global[MMU_VIEWS][2][XTLB_ENTRIES / 64],
+	    tlb_large[MMU_VIEWS][2][XTLB_ENTRIES / 64];
+	uint64_t jump_used[XVIEWS][XJUMP_SIZE / 64], page_used[XVIEWS][XPAGE_SIZE / 64];
+	bool has_large;
+	/* Code that is entered lies in the lower, upper half; in large pages, in global ones, in others. */
+	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
+	uint64_t watches;
+	struct xspace *space; /* MMU_SPACES of them */
 
 	uint64_t target; /* for trampolines and CALLs */
 	uint64_t exit_argument;
@@ -222,6 +253,21 @@ handler translator_heat; /* the first slot of blocks that may be translated */
 
 /* stats.c: see struct engine's print_stats. */
 void translator_print_stats(struct vcpu *const *vcpu, unsigned count, FILE *file);
+
+/* caches.c: the caches that translated code looks into. */
+int caches_create(struct translator *t); /* 0 or -ENOMEM */
+void caches_destroy(struct translator *t);
+void caches_empty_writes(struct translator *t);  /* the TLB's write entries */
+void caches_empty_targets(struct translator *t); /* all ways to translated code */
+/* After anything that may have changed translations: does what the notes of the MMU's invalidations say. */
+void caches_catch_up(struct translator *t);
+/* A page may be accessed in the current view. */
+void caches_enter_page(struct translator *t, uint64_t linear, bool write, const struct mmu_tlb_entry *entry);
+/* Translated code at `rip` may be reached by links of a code view that compare its page's key. */
+void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
+/* Indirect transfers to `rip` go to `host` (executable view); caches_enter_code() was called. */
+void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
+void caches_forget_target(struct translator *t, unsigned view, uint64_t rip);
 
 /* trampolines.c */
 bool translator_emit_trampolines(struct translator *t);

@@ -1,0 +1,353 @@
+/*
+ * The caches that translated code looks into, and their invalidation: the TLB, the targets of indirect transfers, and the
+ * keys of pages of code, which say what a linear page is (links to other pages compare them).
+ *
+ * Bit maps tell which entries are in use, so that emptying costs what is there. When the guest loads another PCID, what is
+ * not global is put aside, and is back when the guest comes back and wants it kept (SDM 3A 4.10.1).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engines/translator/translator.h"
+
+#define PAGE_MASK    ((uint64_t)MEMORY_PAGE_SIZE - 1)
+#define NO_TAG(n)    (((uint64_t)(n) ^ 1) << 12)
+#define NO_TARGET(n) (((uint64_t)(n) ^ 1) | 1ull << 63) /* not canonical: bit 62 is clear */
+#define NO_PAGE      UINT64_MAX
+
+/* The body for each bit of `bits`, word `word` of a map; n is its number in the map. */
+#define FOR_BITS(n, word, bits)                                                                                        \
+	for (uint64_t left_ = (bits), n; left_ && (n = (word)*64u + (unsigned)__builtin_ctzll(left_), true);           \
+	     left_ &= left_ - 1)
+
+/* ---- the TLB ---- */
+
+static void drop_entries(struct translator *t, unsigned view, unsigned write, unsigned word, uint64_t bits)
+{
+	FOR_BITS(n, word, bits)
+	t->tlb[view][write][n].tag = NO_TAG(n);
+	t->tlb_valid[view][write][word] &= ~bits;
+	t->tlb_large[view][write][word] &= ~bits;
+}
+
+static void drop_entry(struct translator *t, unsigned view, unsigned write, uint64_t n)
+{
+	drop_entries(t, view, write, (unsigned)n / 64, 1ull << n % 64);
+}
+
+/* All, or all that are not global. */
+static void empty_tlb(struct translator *t, unsigned first_write, bool keep_global)
+{
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = first_write; write < 2; write++)
+			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++)
+				drop_entries(t, view, write, word,
+				             t->tlb_valid[view][write][word] &
+				                 ~(keep_global ? t->tlb_global[view][write][word] : 0));
+}
+
+void caches_empty_writes(struct translator *t)
+{
+	t->watches++;
+	empty_tlb(t, 1, false);
+}
+
+static void put_entry(struct translator *t, unsigned view, bool write, unsigned n, struct xtlb_entry entry, bool global,
+                      bool large)
+{
+	uint64_t bit = 1ull << n % 64;
+
+	t->tlb[view][write][n] = entry;
+	t->tlb_valid[view][write][n / 64] |= bit;
+	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
+	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
+	t->has_large |= large;
+}
+
+void caches_enter_page(struct translator *t, uint64_t linear, bool write, const struct mmu_tlb_entry *entry)
+{
+	uint64_t tag = linear & ~PAGE_MASK;
+
+	put_entry(t, t->vcpu->mmu.view, write, linear >> 12 & (XTLB_ENTRIES - 1),
+	          (struct xtlb_entry){.tag = tag, .host = entry->host + tag}, mmu_entry_global(t->vcpu, entry),
+	          mmu_entry_large(t->vcpu, entry));
+}
+
+/* ---- ways to code ---- */
+
+static void drop_target(struct translator *t, unsigned view, uint64_t n)
+{
+	t->jump_rip[view][n] = NO_TARGET(n);
+	t->jump_used[view][n / 64] &= ~(1ull << n % 64);
+}
+
+static void empty_view(struct translator *t, unsigned view)
+{
+	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++) {
+		FOR_BITS(n, word, t->jump_used[view][word])
+		t->jump_rip[view][n] = NO_TARGET(n);
+		t->jump_used[view][word] = 0;
+	}
+	for (unsigned word = 0; word < XPAGE_SIZE / 64; word++) {
+		FOR_BITS(n, word, t->page_used[view][word])
+		t->page_key[view][n] = NO_PAGE;
+		t->page_used[view][word] = 0;
+	}
+	t->code_half[view][0] = t->code_half[view][1] = t->code_large[view] = false;
+	t->code_global[view] = t->code_not_global[view] = false;
+}
+
+void caches_empty_targets(struct translator *t)
+{
+	for (unsigned view = 0; view < XVIEWS; view++)
+		empty_view(t, view);
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		t->space[n].targets = t->space[n].pages = 0;
+}
+
+void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
+{
+	const struct mmu_tlb_entry *entry = mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL);
+	unsigned n = rip >> 12 & (XPAGE_SIZE - 1);
+
+	t->code_half[view][rip >> 63] = true;
+	t->code_large[view] |= !entry || mmu_entry_large(t->vcpu, entry);
+	t->code_global[view] |= !entry || mmu_entry_global(t->vcpu, entry);
+	t->code_not_global[view] |= !entry || !mmu_entry_global(t->vcpu, entry);
+	t->page_key[view][n] = xpage_key(rip, physical);
+	t->page_used[view][n / 64] |= 1ull << n % 64;
+}
+
+void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
+{
+	unsigned n = rip & (XJUMP_SIZE - 1);
+
+	t->jump_rip[view][n] = rip;
+	t->jump_host[view][n] = host;
+	t->jump_used[view][n / 64] |= 1ull << n % 64;
+}
+
+void caches_forget_target(struct translator *t, unsigned view, uint64_t rip)
+{
+	if (t->jump_rip[view][rip & (XJUMP_SIZE - 1)] == rip)
+		drop_target(t, view, rip & (XJUMP_SIZE - 1));
+	for (unsigned n = 0; n < MMU_SPACES; n++) {
+		struct xspace *space = &t->space[n];
+
+		for (unsigned i = 0; i < space->targets; i++)
+			if (space->target[i].rip == rip)
+				space->target[i--] = space->target[--space->targets];
+	}
+}
+
+/* Does a key belong to the page of `linear`, or (shift 9) to its GiB? */
+static bool key_matches(uint64_t key, uint64_t linear, unsigned shift)
+{
+	return !(((key >> 36 ^ linear >> 21) & 0xfffffff) >> shift);
+}
+
+/*
+ * Code of one linear page, or, if there is code in large pages, of its GiB. A page's bit in page_used stays: targets of
+ * another page that shares it may still be there.
+ */
+static void drop_code(struct translator *t, unsigned view, uint64_t linear)
+{
+	unsigned own = linear >> 12 & (XPAGE_SIZE - 1);
+	bool large = t->code_large[view];
+
+	if (!t->code_half[view][linear >> 63] || (!large && !(t->page_used[view][own / 64] >> own % 64 & 1)))
+		return;
+	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++)
+		FOR_BITS(n, word, t->jump_used[view][word])
+	if (!((t->jump_rip[view][n] ^ linear) >> (large ? 30 : 12)))
+		drop_target(t, view, n);
+	if (key_matches(t->page_key[view][own], linear, 0))
+		t->page_key[view][own] = NO_PAGE;
+	for (unsigned word = 0; large && word < XPAGE_SIZE / 64; word++)
+		FOR_BITS(n, word, t->page_used[view][word])
+	if (key_matches(t->page_key[view][n], linear, 9))
+		t->page_key[view][n] = NO_PAGE;
+}
+
+/* ---- invalidation ---- */
+
+/* INVLPG: one page; all pieces of large pages in its GiB (as mmu_flush_page does). */
+static void drop_page(struct translator *t, uint64_t linear)
+{
+	unsigned own = linear >> 12 & (XTLB_ENTRIES - 1);
+
+	for (unsigned view = 0; view < XVIEWS; view++)
+		drop_code(t, view, linear);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = 0; write < 2; write++) {
+			if (t->tlb[view][write][own].tag == (linear & ~PAGE_MASK))
+				drop_entry(t, view, write, own);
+			for (unsigned word = 0; t->has_large && word < XTLB_ENTRIES / 64; word++)
+				FOR_BITS(n, word, t->tlb_large[view][write][word])
+			if (!((t->tlb[view][write][n].tag ^ linear) >> 30))
+				drop_entry(t, view, write, n);
+		}
+}
+
+static void forget_space(struct xspace *space)
+{
+	space->entries = space->targets = space->pages = 0;
+}
+
+static void drop_all(struct translator *t)
+{
+	empty_tlb(t, 0, false);
+	t->has_large = false;
+	caches_empty_targets(t);
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		forget_space(&t->space[n]);
+}
+
+static void drop_nonglobal(struct translator *t)
+{
+	empty_tlb(t, 0, true);
+	for (unsigned view = 0; view < XVIEWS; view++)
+		if (t->code_not_global[view])
+			empty_view(t, view);
+}
+
+static void put_targets_aside(struct translator *t, unsigned view, struct xspace *space)
+{
+	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++)
+		FOR_BITS(n, word, t->jump_used[view][word])
+		{
+			if (space->targets == XSAVED)
+				break;
+			space->target[space->targets].rip = t->jump_rip[view][n];
+			space->target[space->targets].view = (uint8_t)view;
+			space->target[space->targets++].host = t->jump_host[view][n];
+		}
+	for (unsigned word = 0; word < XPAGE_SIZE / 64; word++)
+		FOR_BITS(n, word, t->page_used[view][word])
+		{
+			if (space->pages == XSAVED || t->page_key[view][n] == NO_PAGE)
+				continue;
+			space->page[space->pages].key = t->page_key[view][n];
+			space->page[space->pages].view = (uint8_t)view;
+			space->page[space->pages++].index = (uint16_t)n;
+		}
+}
+
+static void put_entries_aside(struct translator *t, unsigned view, unsigned write, struct xspace *space)
+{
+	for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++) {
+		uint64_t bits = t->tlb_valid[view][write][word] & ~t->tlb_global[view][write][word];
+
+		FOR_BITS(n, word, bits)
+		{
+			if (space->entries == XSAVED)
+				break;
+			space->entry[space->entries].entry = t->tlb[view][write][n];
+			space->entry[space->entries].index = (uint16_t)n;
+			space->entry[space->entries].view = (uint8_t)view;
+			space->entry[space->entries].write = write;
+			space->entry[space->entries++].large = t->tlb_large[view][write][word] >> n % 64 & 1;
+		}
+		drop_entries(t, view, write, word, bits);
+	}
+}
+
+static void put_aside(struct translator *t, struct xspace *space)
+{
+	forget_space(space);
+	space->watches = t->watches;
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = 0; write < 2; write++)
+			put_entries_aside(t, view, write, space);
+	/* Code in global pages, and large ones, would have to be found there when its page goes. */
+	for (unsigned view = 0; view < XVIEWS; view++)
+		if (t->code_not_global[view]) {
+			if (view % MMU_VIEWS == MMU_USER && !t->code_global[view] && !t->code_large[view])
+				put_targets_aside(t, view, space);
+			empty_view(t, view);
+		}
+}
+
+static void put_back(struct translator *t, const struct xspace *space)
+{
+	for (unsigned i = 0; i < space->entries; i++) {
+		unsigned n = space->entry[i].index, view = space->entry[i].view, write = space->entry[i].write;
+
+		if (!(t->tlb_valid[view][write][n / 64] >> n % 64 & 1) && (!write || space->watches == t->watches))
+			put_entry(t, view, write, n, space->entry[i].entry, false, space->entry[i].large);
+	}
+	for (unsigned i = 0; i < space->pages; i++) {
+		unsigned n = space->page[i].index, view = space->page[i].view;
+
+		t->page_key[view][n] = space->page[i].key;
+		t->page_used[view][n / 64] |= 1ull << n % 64;
+		t->code_half[view][0] = t->code_half[view][1] = t->code_not_global[view] = true;
+	}
+	for (unsigned i = 0; i < space->targets; i++)
+		caches_enter_target(t, space->target[i].view, space->target[i].rip, space->target[i].host);
+}
+
+static void follow_note(struct translator *t, const struct mmu_flush_note *note)
+{
+	switch (note->kind) {
+	case MMU_FLUSH_ALL:
+		t->counters.invalidate_all++;
+		drop_all(t);
+		break;
+	case MMU_FLUSH_NONGLOBAL:
+		t->counters.invalidate_nonglobal++;
+		drop_nonglobal(t);
+		break;
+	case MMU_FLUSH_PAGE:
+		t->counters.invalidate_page++;
+		drop_page(t, note->linear);
+		break;
+	case MMU_FLUSH_SPACE:
+		forget_space(&t->space[note->to]);
+		break;
+	case MMU_FLUSH_SWITCH:
+		t->counters.switches++;
+		put_aside(t, &t->space[note->from]);
+		put_back(t, &t->space[note->to]);
+		break;
+	}
+}
+
+void caches_catch_up(struct translator *t)
+{
+	const struct mmu *mmu = &t->vcpu->mmu;
+
+	if (mmu->epoch - t->epoch > MMU_FLUSH_NOTES) {
+		t->counters.invalidate_all++;
+		drop_all(t);
+		t->epoch = mmu->epoch;
+	}
+	while (t->epoch != mmu->epoch) {
+		const struct mmu_flush_note *note = &mmu->note[++t->epoch % MMU_FLUSH_NOTES];
+
+		if (note->epoch == t->epoch)
+			follow_note(t, note);
+		else
+			drop_all(t);
+	}
+}
+
+int caches_create(struct translator *t)
+{
+	t->space = calloc(MMU_SPACES, sizeof(*t->space));
+	if (!t->space)
+		return -ENOMEM;
+	t->epoch = t->vcpu->mmu.epoch;
+	memset(t->tlb_valid, 0xff, sizeof(t->tlb_valid));
+	memset(t->jump_used, 0xff, sizeof(t->jump_used));
+	memset(t->page_used, 0xff, sizeof(t->page_used));
+	drop_all(t);
+	return 0;
+}
+
+void caches_destroy(struct translator *t)
+{
+	free(t->space);
+	t->space = NULL;
+}
