@@ -94,8 +94,10 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	static const uint8_t map[16] = {0, 1, 2, 3, GUEST_RSP, 5, 6, 7, 8, S2, S2, S2, 12, 13, 14, 15};
 	uint8_t scrap[32];
 	struct emitter e = {.at = scrap, .end = scrap + sizeof(scrap)};
-	return rewrite_instruction(&e, &tr->own_decoder, &item->i, item->operand, bytes, map, S1) ? KIND_GENERIC
-	                                                                                          : KIND_FALLBACK;
+	return rewrite_instruction(&e, &tr->own_decoder, &item->i, item->operand, bytes, map,
+	                           &(struct host_memory){.base = S1, .index = NO_REGISTER})
+	           ? KIND_GENERIC
+	           : KIND_FALLBACK;
 }
 
 static bool is_jcc(ZydisMnemonic m)

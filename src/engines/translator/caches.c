@@ -36,9 +36,18 @@ static void drop_entry(struct translator *t, unsigned view, unsigned write, uint
 	drop_entries(t, view, write, (unsigned)n / 64, 1ull << n % 64);
 }
 
+/* Whatever was taken from the TLB is not to be found in what was copied from it. */
+static void empty_windows(struct translator *t)
+{
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		t->window[view].tag = NO_TARGET(0);
+	t->emptied = true;
+}
+
 /* All, or all that are not global. */
 static void empty_tlb(struct translator *t, unsigned first_write, bool keep_global)
 {
+	empty_windows(t);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = first_write; write < 2; write++)
 			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++)
@@ -59,6 +68,7 @@ static void put_entry(struct translator *t, unsigned view, bool write, unsigned 
 	uint64_t bit = 1ull << n % 64;
 
 	t->tlb[view][write][n] = entry;
+	t->tlb_delta[view][n][write] = entry.host - entry.tag;
 	t->tlb_valid[view][write][n / 64] |= bit;
 	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
 	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
@@ -177,6 +187,7 @@ static void drop_page(struct translator *t, uint64_t linear)
 {
 	unsigned own = linear >> 12 & (XTLB_ENTRIES - 1);
 
+	empty_windows(t);
 	for (unsigned view = 0; view < XVIEWS; view++)
 		drop_code(t, view, linear);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
@@ -255,6 +266,7 @@ static void put_entries_aside(struct translator *t, unsigned view, unsigned writ
 
 static void put_aside(struct translator *t, struct xspace *space)
 {
+	empty_windows(t);
 	forget_space(space);
 	space->watches = t->watches;
 	for (unsigned view = 0; view < MMU_VIEWS; view++)

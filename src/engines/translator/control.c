@@ -105,18 +105,13 @@ static void translate_push_return(struct translation *tr, const struct item *ite
 	struct emitter *e = &tr->e;
 	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
 
-	stack_address(tr, GUEST_RSP, -(int)tr->stack_size);
-	lower_check(tr, item, tr->stack_size, true);
-	if (tr->code32) {
-		emit_store_stack32(tr, (uint32_t)next);
-	} else if ((int64_t)next == (int32_t)next) {
-		emit_byte(e, 0x49);
-		emit_byte(e, 0xc7);
-		emit_byte(e, 0x01);
+	struct host_memory where = lower_stack(tr, item, RSP, -(int)tr->stack_size, true);
+	if (tr->code32 || (int64_t)next == (int32_t)next) {
+		emit_op_sum(e, !tr->code32, 0xc7, 0, where.base, where.index, where.disp);
 		emit_u32(e, (uint32_t)next);
 	} else {
 		emit_move_imm64(e, S2, next);
-		emit_op_base(e, true, 0x89, S2, S1, 0);
+		emit_op_sum(e, true, 0x89, S2, where.base, where.index, where.disp);
 	}
 	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
@@ -128,14 +123,16 @@ static void translate_target(struct translation *tr, const struct item *item)
 	bool high;
 
 	if (is_memory(o)) {
-		lower_memory(tr, item, o, tr->stack_size, false);
-		emit_op_base(&tr->e, !tr->code32, 0x8b, S1, S1, 0);
+		struct host_memory where = lower_operand(tr, item, o, tr->stack_size, false);
+
+		emit_op_sum(&tr->e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
 	} else {
 		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S1);
 
 		if (value != S1)
 			emit_op_reg(&tr->e, !tr->code32, 0x89, value, S1);
 	}
+	tr->delta_in_s1 = NO_GROUP;
 }
 
 void translate_terminal(struct translation *tr, const struct item *item)
@@ -186,9 +183,8 @@ void translate_terminal(struct translation *tr, const struct item *item)
 	}
 	case KIND_RET:
 		flags_keep(tr, ALL_FLAGS);
-		stack_address(tr, GUEST_RSP, 0);
-		lower_check(tr, item, tr->stack_size, false);
-		emit_op_base(e, !tr->code32, 0x8b, S1, S1, 0);
+		struct host_memory where = lower_stack(tr, item, RSP, 0, false);
+		emit_op_sum(e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
 		exit_indirect(tr, item,
 		              (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
 		                                         ? (int32_t)item->operand[0].imm.value.u
@@ -268,6 +264,23 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		if (p.item->end_in_register)
 			emit_flags_restore(e, t);
 		emit_jump_to(e, p.item->end);
+		break;
+	case PENDING_CONSTANT:
+		emit_move_imm64(e, S1, p.target);
+		emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p.site));
+		emit_call_to(e, t->slow);
+		emit_jump_to(e, p.resume); /* SLOW_JUMP bytes, as above */
+		if (!p.site->slots)
+			break;
+		if (p.item->end_in_register)
+			emit_flags_restore(e, t);
+		emit_jump_to(e, p.item->end);
+		break;
+	case PENDING_GROUP:
+		emit_group_miss(tr, &p);
+		break;
+	case PENDING_WINDOW:
+		emit_window_miss(tr, &p);
 		break;
 	case PENDING_TAKEN:
 		exit_direct(tr, tr->rip + tr->item[tr->count - 1].offset, p.target);

@@ -54,6 +54,28 @@ void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, u
 	emit_u32(e, (uint32_t)disp);
 }
 
+void emit_modrm_sum(struct emitter *e, unsigned reg, unsigned base, unsigned index, int32_t disp, bool short_disp)
+{
+	bool sib = index != NO_REGISTER || (base & 7) == 4, none = disp == 0 && (base & 7) != 5;
+	bool byte = !none && short_disp && disp == (int8_t)disp;
+
+	emit_byte(e, (none ? 0 : byte ? 0x40 : 0x80) | (reg & 7) << 3 | (sib ? 4 : base & 7));
+	if (sib)
+		emit_byte(e, (index == NO_REGISTER ? 4 : index & 7) << 3 | (base & 7));
+	if (byte)
+		emit_byte(e, (uint8_t)disp);
+	else if (!none)
+		emit_u32(e, (uint32_t)disp);
+}
+
+void emit_op_sum(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, unsigned index,
+                 int32_t disp)
+{
+	emit_rex(e, wide, reg, index == NO_REGISTER ? 0 : index, base);
+	emit_byte(e, opcode);
+	emit_modrm_sum(e, reg, base, index, disp, true);
+}
+
 void emit_op_reg(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned rm)
 {
 	emit_rex(e, wide, reg, 0, rm);

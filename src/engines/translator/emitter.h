@@ -10,6 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define NO_REGISTER 16u
+
 struct emitter {
 	uint8_t *at, *end;
 	bool full;
@@ -24,6 +26,11 @@ void emit_u64(struct emitter *e, uint64_t value);
 void emit_op_abs(struct emitter *e, bool wide, unsigned opcode, unsigned reg, uint32_t abs);
 /* The same with [base + disp32]. */
 void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, int32_t disp);
+/* The same with [base + index + disp]; `index` may be NO_REGISTER, and is not RSP. */
+void emit_op_sum(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, unsigned index,
+                 int32_t disp);
+/* ModRM, SIB and displacement for that: `reg` is the field's three bits. `short_disp`: disp8 where it fits. */
+void emit_modrm_sum(struct emitter *e, unsigned reg, unsigned base, unsigned index, int32_t disp, bool short_disp);
 /* opcode reg, rm (both registers). */
 void emit_op_reg(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned rm);
 /* Group 1 (81h /extension) rm, imm32. */
@@ -64,7 +71,6 @@ void emit_increment_abs(struct emitter *e, uint32_t abs);
 /* lea reg, [base + disp] */
 void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp);
 /* lea with index: [base + index << scale + disp]; base or index may be NO_REGISTER. `address32`: 67h. */
-#define NO_REGISTER 16u
 void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index,
                    unsigned scale, int32_t disp);
 /* rorx reg, rm, imm8 (BMI2) */

@@ -91,6 +91,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .waits = item->form && item->form->waits,
 	    .pointers = tr->pointers,
 	    .rip = tr->rip,
+	    .inside = item->inside,
 	};
 	return site;
 }
@@ -209,6 +210,33 @@ void check_canonical(struct translation *tr, const struct item *item)
 	emit_fix(e, canonical);
 }
 
+/* An address that is known here: no index to compute, and the page's host address need not wait for the tag. */
+static struct host_memory lower_constant(struct translation *tr, const struct item *item, uint64_t address,
+                                         unsigned size, bool write)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	uint64_t page = address & ~0xfffull;
+	const struct xtlb_entry *entry = &t->tlb[tr->view][write][address >> 12 & (XTLB_ENTRIES - 1)];
+
+	flags_keep(tr, item->live_before);
+	if ((int64_t)page == (int32_t)page) {
+		emit_op_abs(e, true, 0x81, 7, xabs(&entry->tag)); /* cmp qword [], imm32 */
+		emit_u32(e, (uint32_t)page);
+	} else {
+		emit_move_imm64(e, S1, page);
+		emit_op_abs(e, true, 0x3b, S1, xabs(&entry->tag));
+	}
+	tr->in_register = false;
+	struct pending *p = pend(tr, PENDING_CONSTANT, emit_jump_if(e, CC_NE));
+	p->resume = e->at;
+	p->target = address;
+	p->item = item;
+	p->site = new_site(tr, item, size, write);
+	emit_load(e, S1, xabs(&entry->host));
+	return (struct host_memory){.base = S1, .index = NO_REGISTER, .disp = (int32_t)(address & 0xfff)};
+}
+
 /* An explicit memory operand: host address in S1. */
 void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                   bool write)
@@ -228,6 +256,40 @@ void lower_memory(struct translation *tr, const struct item *item, const ZydisDe
 		emit_op_abs(&tr->e, true, 0x03, S1, xabs(&tr->t->vcpu->state.segment[segment].base));
 	}
 	lower_check(tr, item, size, write);
+}
+
+struct host_memory lower_operand(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,
+                                 unsigned size, bool write)
+{
+	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
+
+	if (item->group != NO_GROUP)
+		return group_member(tr, item, item->group, (unsigned)ZydisRegisterGetId(o->mem.base), disp,
+		                    item->position, size, write);
+	if (!tr->code32 && item->i.address_width == 64 && o->mem.index == ZYDIS_REGISTER_NONE &&
+	    (o->mem.base == ZYDIS_REGISTER_NONE || o->mem.base == ZYDIS_REGISTER_RIP) &&
+	    o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS) {
+		uint64_t address = (uint64_t)disp;
+
+		if (o->mem.base == ZYDIS_REGISTER_RIP)
+			address += tr->rip + item->offset + item->i.length;
+		if ((address & 0xfff) + size <= MEMORY_PAGE_SIZE)
+			return lower_constant(tr, item, address, size, write);
+	}
+	lower_memory(tr, item, o, size, write);
+	return (struct host_memory){.base = S1, .index = NO_REGISTER};
+}
+
+struct host_memory lower_stack(struct translation *tr, const struct item *item, unsigned reg, int displacement,
+                               bool write)
+{
+	if (item->stack_group != NO_GROUP)
+		return group_member(tr, item, item->stack_group, reg, displacement, item->stack_position,
+		                    tr->stack_size, write);
+	flags_keep(tr, item->live_before);
+	stack_address(tr, reg == RSP ? GUEST_RSP : reg, displacement);
+	lower_check(tr, item, tr->stack_size, write);
+	return (struct host_memory){.base = S1, .index = NO_REGISTER};
 }
 
 const ZydisDecodedOperand *memory_operand(const struct item *item)

@@ -105,39 +105,50 @@ static bool is_short_increment(const ZydisDecodedInstruction *i)
 	       (i->opcode & 0xf0) == 0x40;
 }
 
+/* What the extension bit X is. */
+static unsigned index_bit(const struct host_memory *memory)
+{
+	return memory->index == NO_REGISTER ? 0 : memory->index >> 3 & 1;
+}
+
 /* One-byte opcodes without ModRM that are written with one: MOV of the accumulator and an address in the instruction,
  * and INC and DEC of 32-bit code, whose opcodes are REX prefixes here. */
 static bool rewrite_with_modrm(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t map[16],
-                               unsigned base, const uint8_t *prefixes, unsigned prefix_count, unsigned rex)
+                               const struct host_memory *memory, const uint8_t *prefixes, unsigned prefix_count,
+                               unsigned rex)
 {
 	static const uint8_t move[] = {0x8a, 0x8b, 0x88, 0x89};
 	bool increment = is_short_increment(i);
-	unsigned reg = increment ? i->opcode >> 3 & 1 : map[0], rm = increment ? map[i->opcode & 7] : base;
+	unsigned reg = increment ? i->opcode >> 3 & 1 : map[0], rm = increment ? map[i->opcode & 7] : memory->base;
 
-	rex = 0x40 | (rex & 8) | (reg & 8) >> 1 | rm >> 3;
+	rex = 0x40 | (rex & 8) | (reg & 8) >> 1 | (increment ? 0 : index_bit(memory) << 1) | rm >> 3;
 	emit_bytes(e, prefixes, prefix_count);
 	if (rex != 0x40)
 		emit_byte(e, rex);
 	emit_byte(e, increment ? 0xffu : move[i->opcode & 3]);
-	emit_byte(e, (increment ? 0xc0u : 0) | (reg & 7) << 3 | (rm & 7));
+	if (increment)
+		emit_byte(e, 0xc0u | (reg & 7) << 3 | (rm & 7));
+	else
+		emit_modrm_sum(e, reg, memory->base, memory->index, memory->disp, true);
 	return true;
 }
 
-/* ModRM of the new instruction, and what follows it. */
+/* ModRM of the new instruction, and what follows it. EVEX scales short displacements (SDM 2A 2.7.5). */
 static void emit_rest(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, const struct fields *f,
-                      unsigned base)
+                      const struct host_memory *memory)
 {
 	unsigned tail = i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
 
 	if (f->memory)
-		emit_byte(e, (f->reg & 7) << 3 | (base & 7));
+		emit_modrm_sum(e, f->reg, memory->base, memory->index, memory->disp,
+		               i->encoding != ZYDIS_INSTRUCTION_ENCODING_EVEX);
 	else
 		emit_byte(e, 0xc0 | (f->reg & 7) << 3 | (f->rm & 7));
 	emit_bytes(e, bytes + tail, i->length - tail);
 }
 
 static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
-                           const uint8_t map[16], unsigned base)
+                           const uint8_t map[16], const struct host_memory *memory)
 {
 	unsigned at = 0, rex = 0;
 	uint8_t prefixes[15];
@@ -152,7 +163,7 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 	if (long_mode(i) && (bytes[at] & 0xf0) == 0x40)
 		rex = bytes[at++];
 	if (is_direct_move(i) || is_short_increment(i))
-		return rewrite_with_modrm(e, i, map, base, prefixes, prefix_count, rex);
+		return rewrite_with_modrm(e, i, map, memory, prefixes, prefix_count, rex);
 	if (f->memory && !modrm)
 		return false;
 	unsigned opcode_end = modrm ? i->raw.modrm.offset : i->raw.imm[0].size ? i->raw.imm[0].offset : i->length;
@@ -177,15 +188,15 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 	if (!modrm && f->opcode_gpr)
 		f->opcode = map[opcode_register];
 
-	unsigned b = modrm ? (f->memory ? base >> 3 : f->rm >> 3) : f->opcode_gpr ? f->opcode >> 3 : rex & 1;
-	unsigned r = modrm ? f->reg >> 3 & 1 : 0;
-	unsigned new_rex = 0x40 | (rex & 8) | r << 2 | (b & 1);
+	unsigned b = modrm ? (f->memory ? memory->base >> 3 : f->rm >> 3) : f->opcode_gpr ? f->opcode >> 3 : rex & 1;
+	unsigned r = modrm ? f->reg >> 3 & 1 : 0, x = f->memory ? index_bit(memory) : 0;
+	unsigned new_rex = 0x40 | (rex & 8) | r << 2 | x << 1 | (b & 1);
 	emit_bytes(e, prefixes, prefix_count);
 	if (rex || new_rex != 0x40)
 		emit_byte(e, new_rex);
 	if (modrm) {
 		emit_bytes(e, bytes + at, opcode_end - at);
-		emit_rest(e, i, bytes, f, base);
+		emit_rest(e, i, bytes, f, memory);
 	} else {
 		emit_bytes(e, bytes + at, opcode_end - at - 1);
 		emit_byte(e, f->opcode_gpr ? (bytes[opcode_end - 1] & 0xf8u) | (f->opcode & 7) : bytes[opcode_end - 1]);
@@ -195,7 +206,7 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 }
 
 static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
-                        const uint8_t map[16], unsigned base)
+                        const uint8_t map[16], const struct host_memory *memory)
 {
 	unsigned at = 0, map_select = 1, last, r, b = 0;
 
@@ -225,15 +236,16 @@ static bool rewrite_vex(struct emitter *e, const ZydisDecodedInstruction *i, con
 	if (!f->memory && f->rm_gpr)
 		f->rm = map[f->rm];
 	emit_byte(e, 0xc4);
-	emit_byte(e, (f->reg & 8 ? 0 : 0x80) | 0x40 | ((f->memory ? base : f->rm) & 8 ? 0 : 0x20) | map_select);
+	emit_byte(e, (f->reg & 8 ? 0 : 0x80) | (f->memory && index_bit(memory) ? 0 : 0x40) |
+	                 ((f->memory ? memory->base : f->rm) & 8 ? 0 : 0x20) | map_select);
 	emit_byte(e, (last & 0x87) | (~f->vvvv & 15) << 3);
 	emit_byte(e, bytes[i->raw.modrm.offset - 1]);
-	emit_rest(e, i, bytes, f, base);
+	emit_rest(e, i, bytes, f, memory);
 	return true;
 }
 
 static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, const uint8_t *bytes, struct fields *f,
-                         const uint8_t map[16], unsigned base)
+                         const uint8_t map[16], const struct host_memory *memory)
 {
 	unsigned at = 0;
 
@@ -252,7 +264,7 @@ static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, co
 		p1 = (p1 & ~0x78u) | (~f->vvvv & 15) << 3;
 	}
 	if (f->memory) {
-		p0 = (p0 & ~0x20u) | 0x40 | (base & 8 ? 0 : 0x20);
+		p0 = (p0 & ~0x60u) | (index_bit(memory) ? 0 : 0x40) | (memory->base & 8 ? 0 : 0x20);
 	} else if (f->rm_gpr) {
 		f->rm = map[f->rm];
 		p0 = (p0 & ~0x20u) | (f->rm & 8 ? 0 : 0x20);
@@ -262,7 +274,7 @@ static bool rewrite_evex(struct emitter *e, const ZydisDecodedInstruction *i, co
 	emit_byte(e, p1);
 	emit_byte(e, bytes[at + 3]);
 	emit_byte(e, bytes[i->raw.modrm.offset - 1]);
-	emit_rest(e, i, bytes, f, base);
+	emit_rest(e, i, bytes, f, memory);
 	return true;
 }
 
@@ -271,12 +283,22 @@ static bool is_flags(const ZydisDecodedOperand *o)
 	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_FLAGS;
 }
 
+static bool is_at(const ZydisDecodedOperand *o, const struct host_memory *memory)
+{
+	const unsigned first = ZYDIS_REGISTER_RAX;
+	unsigned index = memory->index == NO_REGISTER ? ZYDIS_REGISTER_NONE : first + memory->index;
+
+	return (unsigned)o->mem.base == first + memory->base && (unsigned)o->mem.index == index &&
+	       (memory->index == NO_REGISTER || o->mem.scale == 1) && o->mem.disp.value == memory->disp &&
+	       o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS;
+}
+
 /*
  * What was made is decoded again: the same operation on the registers that `map` says and on [base], and nothing else. Whatever a guest feeds us,
  * translated code touches no other register (host RSP is ring3's own) and no other memory.
  */
 static bool verify(const ZydisDecoder *decoder, const uint8_t *code, size_t length, const ZydisDecodedInstruction *i,
-                   const ZydisDecodedOperand *operands, const uint8_t map[16], unsigned base)
+                   const ZydisDecodedOperand *operands, const uint8_t map[16], const struct host_memory *memory)
 {
 	ZydisDecodedInstruction made;
 	ZydisDecodedOperand made_operand[ZYDIS_MAX_OPERAND_COUNT];
@@ -302,28 +324,25 @@ static bool verify(const ZydisDecoder *decoder, const uint8_t *code, size_t leng
 			return false;
 		if (was->type == ZYDIS_OPERAND_TYPE_IMMEDIATE && was->imm.value.u != is->imm.value.u)
 			return false;
-		if (was->type == ZYDIS_OPERAND_TYPE_MEMORY &&
-		    (is->mem.index != ZYDIS_REGISTER_NONE || is->mem.disp.value ||
-		     is->mem.segment == ZYDIS_REGISTER_FS || is->mem.segment == ZYDIS_REGISTER_GS ||
-		     is->mem.base != ZYDIS_REGISTER_RAX + base))
+		if (was->type == ZYDIS_OPERAND_TYPE_MEMORY && !is_at(is, memory))
 			return false;
 	}
 	return true;
 }
 
 static bool rewrite(struct emitter *e, const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands,
-                    const uint8_t *bytes, const uint8_t map[16], unsigned base)
+                    const uint8_t *bytes, const uint8_t map[16], const struct host_memory *memory)
 {
 	struct fields f = {0};
 
 	find_fields(&f, i, operands, map);
 	switch (i->encoding) {
 	case ZYDIS_INSTRUCTION_ENCODING_LEGACY:
-		return rewrite_legacy(e, i, bytes, &f, map, base);
+		return rewrite_legacy(e, i, bytes, &f, map, memory);
 	case ZYDIS_INSTRUCTION_ENCODING_VEX:
-		return rewrite_vex(e, i, bytes, &f, map, base);
+		return rewrite_vex(e, i, bytes, &f, map, memory);
 	case ZYDIS_INSTRUCTION_ENCODING_EVEX:
-		return rewrite_evex(e, i, bytes, &f, map, base);
+		return rewrite_evex(e, i, bytes, &f, map, memory);
 	default:
 		return false;
 	}
@@ -331,12 +350,12 @@ static bool rewrite(struct emitter *e, const ZydisDecodedInstruction *i, const Z
 
 bool rewrite_instruction(struct emitter *e, const ZydisDecoder *decoder, const ZydisDecodedInstruction *i,
                          const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
-                         unsigned base)
+                         const struct host_memory *memory)
 {
 	uint8_t *start = e->at;
 
-	if (rewrite(e, i, operands, bytes, map, base) && !e->full &&
-	    verify(decoder, start, (size_t)(e->at - start), i, operands, map, base))
+	if (rewrite(e, i, operands, bytes, map, memory) && !e->full &&
+	    verify(decoder, start, (size_t)(e->at - start), i, operands, map, memory))
 		return true;
 	e->at = start;
 	return false;

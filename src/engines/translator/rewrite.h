@@ -5,14 +5,20 @@
 
 #include "engines/translator/emitter.h"
 
+/* [base + index + disp]; index NO_REGISTER: none. */
+struct host_memory {
+	unsigned base, index;
+	int32_t disp;
+};
+
 /*
  * Emits `instruction` (of 64- or 32-bit code) for 64-bit code, with each general register n in an operand field replaced by map[n], and its
- * memory operand (if it has one) by [base], base 8-15 but not 12 or 13. False, with nothing emitted: it cannot be
+ * memory operand (if it has one) by `memory`. False, with nothing emitted: it cannot be
  * encoded so (AH-DH beside a REX prefix, no ModRM ...).
  */
 bool rewrite_instruction(struct emitter *e, const ZydisDecoder *decoder, const ZydisDecodedInstruction *instruction,
                          const ZydisDecodedOperand *operands, const uint8_t *bytes, const uint8_t map[16],
-                         unsigned base);
+                         const struct host_memory *memory);
 
 /* MOV of AL or eAX and memory at an address in the instruction (A0-A3), which has no ModRM. */
 bool is_direct_move(const ZydisDecodedInstruction *instruction);

@@ -17,8 +17,9 @@
 #include "machine/machine.h"
 #include "memory/memory.h"
 
-#define ARENA_SIZE  (64u << 20)
-#define ARENA_SPARE (1u << 20)
+#define ARENA_SIZE   (64u << 20)
+#define ARENA_SPARE  (1u << 20)
+#define GROUP_MISSES 200 /* that end in the interpreter, before a block's accesses are taken apart */
 
 static struct translator *translator_of(struct vcpu *vcpu)
 {
@@ -464,6 +465,18 @@ static void came_back(PARAMETERS)
 	vcpu->executing = NULL;
 }
 
+/* The block cannot go on: to the run loop, behind the instruction. */
+static uint64_t leave_behind(struct translator *t, const struct xsite *site, const struct insn *behind)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	vcpu->state.rip = (site->rip + behind->offset) & interpreter_of(vcpu)->rip_mask;
+	flags_store(vcpu, t->flags);
+	vcpu->counters.instructions += behind->number + 1u;
+	t->counters.leave_call_out++;
+	return SLOW_LEAVE;
+}
+
 /*
  * Runs a copy of the slots of an instruction that is not terminal, with a slot behind them that returns. What it did may
  * mean that the block cannot go on; then the run loop does.
@@ -489,22 +502,23 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 		return SLOW_LEAVE;
 	}
 	if (unlikely(vcpu->mmu.view != view || vcpu->classes_disabled != disabled || vcpu->mmu.stop)) {
-		vcpu->state.rip = site->rip + behind->offset;
-		flags_store(vcpu, t->flags);
-		vcpu->counters.instructions += behind->number + 1u;
-		t->counters.leave_call_out++;
-		return SLOW_LEAVE;
+		return leave_behind(t, site, behind);
 	}
 	/* As when a block is entered. */
 	if (x87)
 		native_x87_load(vcpu);
 	step_in(t, live);
 	caches_catch_up(t);
+	if (unlikely(t->emptied && site->inside)) {
+		step_out(t);
+		return leave_behind(t, site, behind);
+	}
 	return SLOW_DONE;
 }
 
 uint64_t translator_call_out(struct translator *t)
 {
+	t->emptied = false;
 	return call_slots(t, (const struct xsite *)t->exit_argument);
 }
 
@@ -517,6 +531,14 @@ static uint64_t slow_instruction(struct translator *t, const struct xsite *site)
 }
 
 /* ---- memory ---- */
+
+/* The entry if there is one now, without a walk of the page tables and its effects. */
+static struct mmu_tlb_entry *translated_already(struct vcpu *vcpu, uint64_t linear, enum mmu_access access)
+{
+	struct mmu_tlb_entry *entry = &vcpu->mmu.tlb[vcpu->mmu.view][access][mmu_tlb_index(linear)];
+
+	return entry->tag == (linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1)) ? entry : NULL;
+}
 
 /* Puts the page of `linear` into the TLB; may raise. NULL: it does not belong there. */
 static struct mmu_tlb_entry *fill(struct translator *t, uint64_t linear, bool write)
@@ -557,12 +579,17 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 		t->counters.slow_crossing++;
 		return slow_instruction(t, site);
 	}
-	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size)) {
+	t->emptied = false;
+	if (!cpu_canonical(linear) || (site->size >= 16 && linear % site->size &&
+	                               !translated_already(vcpu, linear, site->write ? MMU_WRITE : MMU_READ))) {
 		t->counters.slow_odd++;
 		return slow_instruction(t, site);
 	}
 	struct mmu_tlb_entry *entry = fill(t, linear, site->write);
 	if (!entry)
+		return slow_instruction(t, site);
+	/* Behind it a difference would be used that may be void now: the run loop goes on. */
+	if (unlikely(t->emptied && site->inside))
 		return slow_instruction(t, site);
 	vcpu->executing = NULL;
 	return entry->host + linear;
@@ -590,6 +617,66 @@ uint64_t translator_string_slow(struct translator *t, enum xstring_result result
 		result = translator_string(t, site);
 	}
 	return result == XSTRING_DONE ? SLOW_DONE : slow_instruction(t, site);
+}
+
+/* Too many checks of a group missed: the block is translated again, with a check for each access. */
+static void take_apart(struct translator *t, struct block *block)
+{
+	struct insn *slot = &block->insn[0];
+
+	if (slot->run != translated)
+		return;
+	block->apart = true;
+	unlink_block(t, (struct xblock *)slot->pointer);
+	slot->immediate = t->heat;
+	slot->run = translator_heat;
+}
+
+static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
+{
+	struct vcpu *vcpu = t->vcpu;
+	uint64_t first = linear + site->first_offset;
+	enum mmu_access access = site->first_write ? MMU_WRITE : MMU_READ;
+
+	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->span > MEMORY_PAGE_SIZE || !cpu_canonical(linear))
+		return 0;
+	if (site->first_size >= 16 && first % site->first_size && !translated_already(vcpu, first, access))
+		return 0;
+	uint8_t live = step_out(t);
+	struct mmu_tlb_entry *entry = mmu_entry(vcpu, first, access, NULL);
+	step_in(t, live);
+	/* Written later in the block: not before a page fault, or the D bit, would be due. */
+	if (entry && site->write && !site->first_write)
+		entry = translated_already(vcpu, linear, MMU_WRITE);
+	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags) || (t->emptied && site->inside))
+		return 0;
+	caches_enter_page(t, linear, site->write, entry);
+	if (site->window)
+		t->window[vcpu->mmu.view] =
+		    (struct xwindow){.tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1), .delta = entry->host};
+	return entry->host;
+}
+
+uint64_t translator_probe(struct translator *t, uint64_t linear)
+{
+	struct vcpu *vcpu = t->vcpu;
+	struct xsite *site = (struct xsite *)t->exit_argument;
+
+	t->counters.probes++;
+	vcpu->state.rip = site->rip;
+	vcpu->executing = site->slot;
+	flags_store(vcpu, t->flags);
+	t->emptied = false;
+	x87_catch_up(vcpu, site->pointers);
+	t->exit_argument = (uintptr_t)site->slot;
+	uint64_t delta = site->waits && native_x87_pending(vcpu) ? 0 : probe(t, site, linear);
+	if (delta) {
+		vcpu->executing = NULL;
+	} else if (++site->misses == GROUP_MISSES) {
+		t->counters.apart++;
+		take_apart(t, site->block);
+	}
+	return delta;
 }
 
 /* ---- host faults in translated code (signal context) ---- */

@@ -19,6 +19,12 @@ handler translator_to_vector;  /* the struct xblock whose vector registers are n
 #define SLOW_LEAVE    2u /* to the run loop */
 #define SLOW_JUMP     5u /* bytes behind the call that are skipped when it is done */
 uint64_t translator_slow(struct translator *t, uint64_t linear);
+/*
+ * The check of a group at `linear`, whose site is exit_argument: host minus linear addresses, or 0: it cannot be checked
+ * at once; exit_argument is the instruction's slot then. Has the effects of the instruction's own access, which may
+ * raise, and no others.
+ */
+uint64_t translator_probe(struct translator *t, uint64_t linear);
 /* The interpreter does the instruction of site exit_argument: SLOW_DONE or SLOW_LEAVE. May raise. */
 uint64_t translator_call_out(struct translator *t);
 /* x87.c: FIP, FDP and FOP that translated code was behind with; registers are in the vCPU block. NULL: none. */

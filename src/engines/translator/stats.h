@@ -28,6 +28,8 @@
 	X(leave_vector, "exits: vector registers wanted")                                                              \
 	X(leave_fault, "exits: host fault")                                                                            \
 	X(slow_miss, "slow accesses: filled the TLB")                                                                  \
+	X(probes, "checks of groups that missed")                                                                      \
+	X(apart, "blocks whose accesses share no checks any more")                                                     \
 	X(slow_mmio, "slow accesses: not RAM, or debugger watches")                                                    \
 	X(slow_watched, "slow accesses: page watched (code)")                                                          \
 	X(slow_crossing, "slow accesses: crosses a page")                                                              \

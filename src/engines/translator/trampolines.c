@@ -243,6 +243,19 @@ static void emit_slow(struct emitter *e, struct translator *t)
 	emit_return(e);
 }
 
+/* Called by a group's check that missed, with the linear address in R9: the difference in R9, or to the slot. */
+static void emit_probe(struct emitter *e, struct translator *t)
+{
+	t->probe = e->at;
+	emit_round_trip(e, t, (uintptr_t)translator_probe);
+	emit_op_reg(e, true, 0x85, R9, R9); /* test */
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_byte(e, 0xc3);
+	emit_fix(e, none);
+	emit_add_rsp(e, 8); /* the return address */
+	emit_jump_to(e, t->exit_slot);
+}
+
 /* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
 static void emit_call_out(struct emitter *e, struct translator *t)
 {
@@ -312,6 +325,7 @@ bool translator_emit_trampolines(struct translator *t)
 	t->exit_fault = emit_exit(&e, t, translator_to_fault);
 	t->exit_vector = emit_exit(&e, t, translator_to_vector);
 	emit_slow(&e, t);
+	emit_probe(&e, t);
 	emit_call_out(&e, t);
 	emit_string(&e, t);
 	code_arena_publish();

@@ -20,6 +20,7 @@ static void translate_generic(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
 	const ZydisDecodedOperand *memory = item->form->memory_size ? memory_operand(item) : NULL;
+	struct host_memory where = {.base = S1, .index = NO_REGISTER};
 	uint8_t map[16];
 	unsigned scratch[2] = {S2, S1}, used = 0;
 	uint32_t written = 0;
@@ -30,12 +31,13 @@ static void translate_generic(struct translation *tr, const struct item *item)
 		return;
 	}
 	if (memory)
-		lower_memory(tr, item, memory, item->form->memory_size, item->form->writes_memory);
+		where = lower_operand(tr, item, memory, item->form->memory_size, item->form->writes_memory);
 	for (unsigned n = 0; n < 16; n++)
 		map[n] = (uint8_t)(n == RSP ? GUEST_RSP : n);
 	/* Kept flags go back before scratch registers get their values. */
-	uint32_t needed = item->read | (item->live_after & ~item->killed);
-	if (needed)
+	const ZydisAccessedFlags *f = item->i.cpu_flags;
+	bool changes = f && ((f->modified | f->set_0 | f->set_1 | f->undefined) & ALL_FLAGS);
+	if (item->read || (changes && (item->live_after & ~item->killed)))
 		flags_want(tr);
 	uint32_t assigned = 0;
 	for (unsigned n = 0; n < item->i.operand_count; n++) {
@@ -53,13 +55,12 @@ static void translate_generic(struct translation *tr, const struct item *item)
 	}
 	new_site(tr, item, item->form->memory_size, item->form->writes_memory);
 	if (!rewrite_instruction(e, &tr->own_decoder, &item->i, item->operand, tr->block->bytes + item->offset, map,
-	                         S1))
+	                         &where))
 		tr->failed = true;
 	for (unsigned gpr = R9; gpr <= R11; gpr++)
 		if (written >> gpr & 1)
 			emit_store(e, map[gpr], gpr_abs(tr, gpr));
-	const ZydisAccessedFlags *f = item->i.cpu_flags;
-	if (f && ((f->modified | f->set_0 | f->set_1 | f->undefined) & ALL_FLAGS)) {
+	if (changes) {
 		tr->in_register = true;
 		tr->in_memory = false;
 	}
@@ -75,47 +76,44 @@ static void translate_lea(struct translation *tr, const struct item *item)
 	store_result(tr, guest, to);
 }
 
+static void emit_access(struct translation *tr, unsigned opcode, unsigned reg, const struct host_memory *where)
+{
+	emit_op_sum(&tr->e, !tr->code32, opcode, reg, where->base, where->index, where->disp);
+}
+
 static void translate_push(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
 	const ZydisDecodedOperand *o = &item->operand[0];
-	int size = (int)tr->stack_size;
 	bool high;
 
 	if (is_memory(o)) {
-		lower_memory(tr, item, o, tr->stack_size, false);
-		emit_op_base(e, !tr->code32, 0x8b, S1, S1, 0);
+		struct host_memory from = lower_operand(tr, item, o, tr->stack_size, false);
+
+		emit_access(tr, 0x8b, S1, &from);
 		emit_store(e, S1, xabs(&tr->t->target));
+		tr->delta_in_s1 = NO_GROUP;
 	}
-	flags_keep(tr, item->live_before);
-	stack_address(tr, GUEST_RSP, -size);
-	lower_check(tr, item, tr->stack_size, true);
+	struct host_memory where = lower_stack(tr, item, RSP, -(int)tr->stack_size, true);
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE) {
-		emit_byte(e, tr->code32 ? 0x41 : 0x49); /* mov dword or qword [r9], imm32 */
-		emit_byte(e, 0xc7);
-		emit_byte(e, 0x01);
+		emit_access(tr, 0xc7, 0, &where);
 		emit_u32(e, (uint32_t)o->imm.value.u);
 	} else if (is_memory(o)) {
 		emit_load(e, S2, xabs(&tr->t->target));
-		emit_op_base(e, !tr->code32, 0x89, S2, S1, 0);
+		emit_access(tr, 0x89, S2, &where);
 	} else {
-		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S2);
-
-		emit_op_base(e, !tr->code32, 0x89, value, S1, 0);
+		emit_access(tr, 0x89, value_of(tr, (unsigned)operand_gpr(o, &high), S2), &where);
 	}
-	move_stack(tr, GUEST_RSP, -size);
+	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
 
 static void translate_pop(struct translation *tr, const struct item *item)
 {
-	struct emitter *e = &tr->e;
 	bool high;
 	unsigned guest = (unsigned)operand_gpr(&item->operand[0], &high), to = result_in(guest, S2);
+	struct host_memory where = lower_stack(tr, item, RSP, 0, false);
 
-	flags_keep(tr, item->live_before);
-	stack_address(tr, GUEST_RSP, 0);
-	lower_check(tr, item, tr->stack_size, false);
-	emit_op_base(e, !tr->code32, 0x8b, to, S1, 0);
+	emit_access(tr, 0x8b, to, &where);
 	if (guest != RSP)
 		move_stack(tr, GUEST_RSP, (int)tr->stack_size);
 	store_result(tr, guest, to);
@@ -123,13 +121,10 @@ static void translate_pop(struct translation *tr, const struct item *item)
 
 static void translate_leave(struct translation *tr, const struct item *item)
 {
-	struct emitter *e = &tr->e;
+	struct host_memory where = lower_stack(tr, item, RBP, 0, false);
 
-	flags_keep(tr, item->live_before);
-	stack_address(tr, RBP, 0);
-	lower_check(tr, item, tr->stack_size, false);
 	move_stack(tr, RBP, (int)tr->stack_size);
-	emit_op_base(e, !tr->code32, 0x8b, RBP, S1, 0);
+	emit_access(tr, 0x8b, RBP, &where);
 }
 
 /* --stats: how many instructions this block does. One that ends with a fallback is counted by the interpreter, whole. */
@@ -169,10 +164,13 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
+		if (tr->pointers) /* what follows may use S1 */
+			tr->delta_in_s1 = NO_GROUP;
 		if (item->kind == KIND_FALLBACK || ends_block(item))
 			x87_commit(tr);
 		else
 			x87_keep_operand(tr, item);
+		groups_before(tr, item);
 		switch (item->kind) {
 		case KIND_FALLBACK:
 			flags_keep(tr, ALL_FLAGS);
@@ -339,6 +337,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .vector = tr->vector,
 	                          .x87 = tr->x87};
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
+	find_groups(tr);
 	second_pass(tr, xblock);
 	if (tr->failed || tr->e.full) {
 		t->arena.used = used;

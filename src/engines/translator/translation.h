@@ -4,6 +4,7 @@
  *	analyze.c    first pass: decodes, decides who does an instruction, finds flag liveness
  *	translate.c  second pass: one function per kind of instruction
  *	lowering.c   the seam for memory operands and flags
+ *	merge.c      which accesses share a check
  *	control.c    exits, links, a block's entries, code out of line
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
@@ -53,6 +54,20 @@ struct item {
 	/* Where its code ends, and whether flags are in EFLAGS there: for a call-out of the whole instruction. */
 	uint8_t *end;
 	bool end_in_register;
+	/* merge.c: the groups of its explicit and of its stack access, and where these are in them. */
+	uint8_t group, stack_group;
+	bool inside; /* a difference of some group may be in use across it */
+	int64_t position, stack_position;
+};
+
+#define GROUPS_MAX 16
+#define NO_GROUP   0xff
+
+/* Accesses that share a check (merge.c): [low, high) from some value, by items first to last. */
+struct group {
+	int64_t low, high;
+	unsigned count, first, last;
+	bool write, window, checked;
 };
 
 /* Out-of-line code. */
@@ -65,6 +80,9 @@ struct pending {
 		PENDING_VECTOR,
 		PENDING_SLOT,
 		PENDING_STRING,
+		PENDING_GROUP,
+		PENDING_WINDOW,
+		PENDING_CONSTANT
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -72,10 +90,10 @@ struct pending {
 	const struct item *item; /* of PENDING_SLOW */
 	struct xlink *link;
 	const struct insn *slot;
-	uint32_t tag; /* of PENDING_SLOW: address of the tags */
-	uint64_t target;
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
 	const struct item *pointers_item;
+	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
+	uint64_t target;             /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */
 	bool save;
 	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
@@ -103,6 +121,9 @@ struct translation {
 	/* What the last x87 instruction left to be stored, NULL: nothing; and the one whose operand it names. */
 	const struct xpointers *pointers;
 	const struct item *pointers_item;
+	struct group group[GROUPS_MAX];
+	unsigned group_count;
+	uint8_t delta_in_s1; /* the group whose difference S1 holds, or NO_GROUP */
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
@@ -134,10 +155,26 @@ void call_out(struct translation *tr, const struct item *item);
 void check_canonical(struct translation *tr, const struct item *item);
 void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                   bool write);
+/*
+ * Where an access goes, for the emitter; checked, flags kept. An explicit operand; the stack at reg + displacement (a
+ * guest register). What comes back may use S1; good for one access.
+ */
+struct host_memory lower_operand(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,
+                                 unsigned size, bool write);
+struct host_memory lower_stack(struct translation *tr, const struct item *item, unsigned reg, int displacement,
+                               bool write);
 const ZydisDecodedOperand *memory_operand(const struct item *item);
 unsigned value_of(struct translation *tr, unsigned guest, unsigned scratch);
 unsigned result_in(unsigned guest, unsigned scratch);
 void store_result(struct translation *tr, unsigned guest, unsigned host);
+
+/* merge.c */
+void find_groups(struct translation *tr);
+void groups_before(struct translation *tr, const struct item *item);
+struct host_memory group_member(struct translation *tr, const struct item *item, uint8_t group, unsigned guest,
+                                int64_t displacement, int64_t position, unsigned size, bool write);
+void emit_window_miss(struct translation *tr, const struct pending *p);
+void emit_group_miss(struct translation *tr, const struct pending *p);
 
 /* mode32.c */
 bool mode32_possible(const struct item *item);

@@ -114,6 +114,12 @@ struct xsite {
 	bool waits : 1;                   /* a pending x87 exception comes before the access */
 	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
 	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
+	bool inside;                      /* a difference that a group's check found may be in use behind it */
+	/* Of a group's check (merge.c): where its first access, which is the instruction's, lies in the span. */
+	bool window, first_write;
+	uint8_t first_size;
+	uint16_t span, first_offset, misses;
+	struct block *block;
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
 };
@@ -145,7 +151,17 @@ struct xspace {
 
 struct translation;
 
+/* The page that the stack was on last, writable and not watched: host minus linear addresses. */
+struct xwindow {
+	uint64_t tag, delta;
+};
+#define XDELTA_SLOTS 16
+
 struct translator {
+	struct xwindow window[MMU_VIEWS];
+	uint64_t delta_slot[XDELTA_SLOTS]; /* differences of the groups of the block that runs */
+	uint64_t tlb_delta[MMU_VIEWS][XTLB_ENTRIES]
+	                  [2]; /* host minus linear address of `tlb`'s read and write entries */
 	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
 	uint64_t jump_rip[XVIEWS][XJUMP_SIZE];             /* indirect targets; 1: empty */
 	const uint8_t *jump_host[XVIEWS][XJUMP_SIZE];
@@ -195,7 +211,7 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *slow, *call_out,
+	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow, *call_out,
 	    *string;                          /* trampolines, writable view */
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	bool came_back;
@@ -208,6 +224,7 @@ struct translator {
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
+	bool emptied; /* something was taken from the TLB since translated code was left for C */
 	bool patched; /* code was changed since code_arena_publish() */
 	struct translator_counters counters;
 	struct perf_map *perf_map; /* or NULL */

@@ -1,0 +1,370 @@
+/*
+ * Which accesses of a block share one check.
+ *
+ * Accesses at constant distances from one value (a register that only constants were added to, or a copy of it) form a
+ * group. Its first access checks the whole span, within one page; afterwards a register or a slot holds the difference
+ * of host and linear addresses, and the others are the instruction alone. All through the stack pointer's value use the
+ * window (translator.h) instead of the TLB, also single ones.
+ *
+ * Nothing in a group can be done half: the check has no effect that the guest could see but that of its own access
+ * (translator_probe), and where it fails the interpreter does the rest of the block.
+ */
+#include "engines/translator/translation.h"
+
+#define SPAN_MAX  256
+#define STACK_MAX 512
+#define NONE      NO_GROUP
+#define FAR       (1 << 30)
+
+struct value {
+	uint8_t id;
+	int64_t offset;
+};
+
+struct merging {
+	struct value value[16]; /* of the general registers */
+	uint8_t open[256];      /* by value: its group */
+	unsigned values;
+};
+
+static void fresh(struct merging *m, unsigned reg)
+{
+	/* Too many: all that follows are one that has no group, see join(). */
+	if (m->values < 255)
+		m->values++;
+	m->value[reg] = (struct value){.id = (uint8_t)m->values};
+}
+
+static void forget_all(struct merging *m)
+{
+	for (unsigned i = 0; i < 256; i++)
+		m->open[i] = NONE;
+	for (unsigned reg = 0; reg < 16; reg++)
+		fresh(m, reg);
+}
+
+/* An access of `size` bytes at reg + displacement. The group, or NONE. */
+static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsigned reg, int64_t displacement,
+                    unsigned size, bool write, int64_t *position)
+{
+	struct value v = m->value[reg];
+	int64_t low = v.offset + displacement, high = low + size;
+
+	if (v.id == 255 || (reg >= R9 && reg <= R11) || low != (int32_t)low || displacement >= FAR ||
+	    displacement <= -FAR)
+		return NONE;
+	*position = low;
+	if (m->open[v.id] != NONE) {
+		struct group *g = &tr->group[m->open[v.id]];
+		int64_t new_low = low < g->low ? low : g->low, new_high = high > g->high ? high : g->high;
+
+		if (new_high - new_low <= (g->window ? STACK_MAX : SPAN_MAX)) {
+			g->low = new_low;
+			g->high = new_high;
+			g->write |= write;
+			g->count++;
+			g->last = n;
+			return m->open[v.id];
+		}
+	}
+	if (tr->group_count == GROUPS_MAX) {
+		m->open[v.id] = NONE;
+		return NONE;
+	}
+	m->open[v.id] = (uint8_t)tr->group_count;
+	tr->group[tr->group_count++] = (struct group){.low = low,
+	                                              .high = high,
+	                                              .write = write || reg == RSP,
+	                                              .window = reg == RSP,
+	                                              .count = 1,
+	                                              .first = n,
+	                                              .last = n};
+	return m->open[v.id];
+}
+
+/* What lower_operand() can address without an index: the base register, or -1. */
+static int base_of(const struct item *item, const ZydisDecodedOperand *o)
+{
+	if (!o || o->mem.index != ZYDIS_REGISTER_NONE || item->i.address_width != 64 ||
+	    o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS ||
+	    ZydisRegisterGetClass(o->mem.base) != ZYDIS_REGCLASS_GPR64)
+		return -1;
+	return ZydisRegisterGetId(o->mem.base);
+}
+
+static void join_operand(struct translation *tr, struct merging *m, unsigned n, unsigned size, bool write)
+{
+	struct item *item = &tr->item[n];
+	const ZydisDecodedOperand *o = memory_operand(item);
+	int base = base_of(item, o);
+
+	if (base >= 0)
+		item->group = join(tr, m, n, (unsigned)base, o->mem.disp.has_displacement ? o->mem.disp.value : 0, size,
+		                   write, &item->position);
+}
+
+static void join_stack(struct translation *tr, struct merging *m, unsigned n, unsigned reg, int displacement,
+                       bool write)
+{
+	tr->item[n].stack_group = join(tr, m, n, reg, displacement, 8, write, &tr->item[n].stack_position);
+}
+
+static bool whole_register(const ZydisDecodedOperand *o)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_GPR64;
+}
+
+/* A register that becomes another one's, or its own, value and a constant. */
+static bool follow(struct merging *m, const struct item *item)
+{
+	const ZydisDecodedOperand *to = &item->operand[0], *from = &item->operand[1];
+	int64_t sign = 1;
+
+	if (!whole_register(to))
+		return false;
+	struct value *v = &m->value[ZydisRegisterGetId(to->reg.value)];
+	switch (item->i.mnemonic) {
+	case ZYDIS_MNEMONIC_INC:
+		v->offset++;
+		return true;
+	case ZYDIS_MNEMONIC_DEC:
+		v->offset--;
+		return true;
+	case ZYDIS_MNEMONIC_SUB:
+		sign = -1;
+		/* fall through */
+	case ZYDIS_MNEMONIC_ADD:
+		if (from->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+			return false;
+		v->offset += sign * (int64_t)from->imm.value.s;
+		return true;
+	case ZYDIS_MNEMONIC_MOV:
+		if (!whole_register(from))
+			return false;
+		*v = m->value[ZydisRegisterGetId(from->reg.value)];
+		return true;
+	case ZYDIS_MNEMONIC_LEA: {
+		int base = base_of(item, from);
+
+		if (base < 0)
+			return false;
+		struct value source = m->value[base];
+		source.offset += from->mem.disp.has_displacement ? from->mem.disp.value : 0;
+		*v = source;
+		return true;
+	}
+	default:
+		return false;
+	}
+}
+
+static void forget_written(struct merging *m, const struct item *item)
+{
+	bool high;
+
+	for (unsigned i = 0; i < item->i.operand_count; i++) {
+		int gpr = operand_gpr(&item->operand[i], &high);
+
+		if (gpr >= 0 && (item->operand[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
+			fresh(m, high ? (unsigned)gpr & 3 : (unsigned)gpr);
+	}
+}
+
+static void note_item(struct translation *tr, struct merging *m, unsigned n)
+{
+	struct item *item = &tr->item[n];
+	bool high;
+
+	switch (item->kind) {
+	case KIND_NOP:
+	case KIND_JMP:
+	case KIND_JCC:
+		break;
+	case KIND_GENERIC:
+		if (item->form->memory_size)
+			join_operand(tr, m, n, item->form->memory_size, item->form->writes_memory);
+		/* fall through */
+	case KIND_LEA:
+		if (!follow(m, item))
+			forget_written(m, item);
+		break;
+	case KIND_PUSH:
+		if (is_memory(&item->operand[0]))
+			join_operand(tr, m, n, 8, false);
+		join_stack(tr, m, n, RSP, -8, true);
+		m->value[RSP].offset -= 8;
+		break;
+	case KIND_POP:
+		join_stack(tr, m, n, RSP, 0, false);
+		m->value[RSP].offset += 8;
+		fresh(m, (unsigned)operand_gpr(&item->operand[0], &high));
+		break;
+	case KIND_LEAVE:
+		join_stack(tr, m, n, RBP, 0, false);
+		m->value[RSP] = m->value[RBP];
+		m->value[RSP].offset += 8;
+		fresh(m, RBP);
+		break;
+	case KIND_CALL_INDIRECT:
+	case KIND_JMP_INDIRECT:
+		if (is_memory(&item->operand[0]))
+			join_operand(tr, m, n, 8, false);
+		if (item->kind == KIND_JMP_INDIRECT)
+			break;
+		/* fall through */
+	case KIND_CALL:
+		join_stack(tr, m, n, RSP, -8, true);
+		break;
+	case KIND_RET:
+		join_stack(tr, m, n, RSP, 0, false);
+		break;
+	default:
+		forget_all(m);
+		break;
+	}
+}
+
+static uint8_t worth(const struct translation *tr, uint8_t group)
+{
+	return group != NONE && (tr->group[group].count > 1 || tr->group[group].window) ? group : NONE;
+}
+
+void find_groups(struct translation *tr)
+{
+	struct merging m = {.values = 0};
+
+	tr->group_count = 0;
+	tr->delta_in_s1 = NONE;
+	for (unsigned n = 0; n < tr->count; n++) {
+		tr->item[n].group = tr->item[n].stack_group = NONE;
+		tr->item[n].inside = false;
+	}
+	if (tr->code32 || tr->block->apart)
+		return;
+	forget_all(&m);
+	for (unsigned n = 0; n < tr->count; n++)
+		note_item(tr, &m, n);
+	for (unsigned n = 0; n < tr->count; n++) {
+		struct item *item = &tr->item[n];
+
+		item->group = worth(tr, item->group);
+		item->stack_group = worth(tr, item->stack_group);
+	}
+	for (unsigned i = 0; i < tr->group_count; i++)
+		for (unsigned n = tr->group[i].first + 1; n <= tr->group[i].last; n++)
+			tr->item[n].inside = true;
+}
+
+/* May it destroy S1? */
+static bool keeps_s1(const struct translation *tr, const struct item *item)
+{
+	bool high;
+
+	if (item->group == tr->delta_in_s1 || item->stack_group == tr->delta_in_s1)
+		return item->group == NONE || item->stack_group == NONE; /* with two accesses it has two ways */
+	if (item->kind == KIND_NOP)
+		return true;
+	if (item->kind != KIND_GENERIC || item->form->memory_size)
+		return false;
+	for (unsigned i = 0; i < item->i.operand_count; i++) {
+		int gpr = operand_gpr(&item->operand[i], &high);
+
+		if (gpr >= R9 && gpr <= R11)
+			return false;
+	}
+	return true;
+}
+
+void groups_before(struct translation *tr, const struct item *item)
+{
+	if (tr->delta_in_s1 != NONE && !keeps_s1(tr, item))
+		tr->delta_in_s1 = NONE;
+}
+
+/* The check, by the first access of the group: reg + displacement. The difference is in S1 afterwards. */
+static void group_check(struct translation *tr, const struct item *item, struct group *g, unsigned reg,
+                        int32_t displacement, int64_t position, unsigned size, bool write)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	unsigned span = (unsigned)(g->high - g->low);
+	struct xtlb_entry *entry = t->tlb[tr->view][g->write];
+
+	flags_keep(tr, item->live_before);
+	emit_lea(e, S1, reg, displacement - (int32_t)(position - g->low));
+	struct pending *p;
+	if (g->window) {
+		emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag)); /* xor */
+		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
+		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_A));
+		emit_load(e, S1, xabs(&t->window[tr->view].delta));
+	} else {
+		emit_rorx(e, S2, S1, 8);
+		emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);           /* and */
+		emit_op_base(e, true, 0x33, S1, S2, (int32_t)xabs(&entry->tag)); /* xor */
+		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
+		p = pend(tr, PENDING_GROUP, emit_jump_if(e, CC_A));
+		emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][g->write]));
+	}
+	tr->in_register = false;
+	p->in_register = false;
+	p->in_memory = tr->in_memory;
+	p->resume = e->at;
+	p->tag = xabs(&entry->tag);
+	p->site = new_site(tr, item, span, g->write);
+	p->site->window = g->window;
+	p->site->first_offset = (int16_t)(position - g->low);
+	p->site->first_size = (uint8_t)(size > 64 ? 64 : size);
+	p->site->first_write = write;
+	p->site->span = (uint16_t)span;
+	p->site->block = tr->block;
+	if (g->count > 1)
+		emit_store(e, S1, xabs(&t->delta_slot[g - tr->group]));
+	g->checked = true;
+}
+
+struct host_memory group_member(struct translation *tr, const struct item *item, uint8_t group, unsigned guest,
+                                int64_t displacement, int64_t position, unsigned size, bool write)
+{
+	struct group *g = &tr->group[group];
+	unsigned reg = guest == RSP ? GUEST_RSP : guest;
+
+	if (!g->checked)
+		group_check(tr, item, g, reg, (int32_t)displacement, position, size, write);
+	else if (tr->delta_in_s1 != group)
+		emit_load(&tr->e, S1, xabs(&tr->t->delta_slot[group]));
+	tr->delta_in_s1 = group;
+	return (struct host_memory){.base = reg, .index = S1, .disp = (int32_t)displacement};
+}
+
+/* Out of line. The window is somewhere else: moved, if the TLB has the page. */
+void emit_window_miss(struct translation *tr, const struct pending *p)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+	unsigned span = p->site->span;
+
+	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag));
+	emit_rorx(e, S2, S1, 8);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);
+	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag);
+	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
+	uint8_t *miss = emit_jump_if(e, CC_A);
+	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag);
+	emit_store(e, S1, xabs(&t->window[tr->view].tag));
+	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][1]));
+	emit_store(e, S1, xabs(&t->window[tr->view].delta));
+	emit_jump_to(e, p->resume);
+	emit_fix(e, miss);
+	emit_group_miss(tr, p);
+}
+
+void emit_group_miss(struct translation *tr, const struct pending *p)
+{
+	struct emitter *e = &tr->e;
+
+	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag); /* xor: the linear address again */
+	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->site));
+	emit_call_to(e, tr->t->probe);
+	emit_jump_to(e, p->resume);
+}
