@@ -84,7 +84,7 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	if ((item->i.mnemonic == ZYDIS_MNEMONIC_BSR || item->i.mnemonic == ZYDIS_MNEMONIC_BSF) &&
 	    (item->i.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
 		return KIND_FALLBACK;
-	if (item->i.mnemonic == ZYDIS_MNEMONIC_FNINIT) /* clears the pointers */
+	if (item->i.mnemonic == ZYDIS_MNEMONIC_FNINIT || !x87_possible(item)) /* FNINIT clears the pointers */
 		return KIND_FALLBACK;
 	if (tr->code32 && !mode32_possible(item))
 		return KIND_FALLBACK;

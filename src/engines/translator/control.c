@@ -251,7 +251,6 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	tr->in_register = p.in_register;
 	tr->in_memory = p.in_memory;
 	tr->pointers = p.pointers;
-	tr->pointers_item = p.pointers_item;
 	emit_fix(e, p.place);
 	switch (p.kind) {
 	case PENDING_SLOW:

@@ -67,7 +67,6 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	p->in_register = tr->in_register;
 	p->in_memory = tr->in_memory;
 	p->pointers = tr->pointers;
-	p->pointers_item = tr->pointers_item;
 	return p;
 }
 

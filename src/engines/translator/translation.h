@@ -91,10 +91,9 @@ struct pending {
 	struct xlink *link;
 	const struct insn *slot;
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
-	const struct item *pointers_item;
-	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
-	uint64_t target;             /* of PENDING_CONSTANT the linear address */
-	bool in_register, in_memory; /* where flags are */
+	uint32_t tag;                     /* of PENDING_SLOW: address of the tags */
+	uint64_t target;                  /* of PENDING_CONSTANT the linear address */
+	bool in_register, in_memory;      /* where flags are */
 	bool save;
 	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
 	bool restore;     /* and flags are wanted in EFLAGS at `resume` */
@@ -117,10 +116,8 @@ struct translation {
 	struct pending pending[PENDING_MAX];
 	unsigned pending_count;
 	bool failed, x87;
-	uint8_t vector; /* enum vector_need */
-	/* What the last x87 instruction left to be stored, NULL: nothing; and the one whose operand it names. */
-	const struct xpointers *pointers;
-	const struct item *pointers_item;
+	uint8_t vector;                   /* enum vector_need */
+	const struct xpointers *pointers; /* what the last x87 instruction left to be stored; NULL: nothing */
 	struct group group[GROUPS_MAX];
 	unsigned group_count;
 	uint8_t delta_in_s1; /* the group whose difference S1 holds, or NO_GROUP */
@@ -200,11 +197,12 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
 
 /* x87.c */
 bool uses_x87(const struct item *item);
-/* Before an instruction: stores what it will make impossible to say later. Uses S1, S2. */
+bool x87_possible(const struct item *item);
+/* Before an instruction: stores what it will make impossible to say later. Uses S2. */
 void x87_keep_operand(struct translation *tr, const struct item *item);
 /* Behind an instruction. */
 void x87_executed(struct translation *tr, const struct item *item);
-/* Stores the pointers, before a block is left or the interpreter does an instruction. Uses S1, S2. */
+/* Stores the pointers, before a block is left or the interpreter does an instruction. Uses S2. */
 void x87_commit(struct translation *tr);
 /* The same on a way out, while the translation goes on. */
 void x87_emit_pointers(struct translation *tr);

@@ -17,6 +17,21 @@
 
 #define NONE 0xffu
 
+static bool lives_in_memory(ZydisRegister reg)
+{
+	int gpr = reg == ZYDIS_REGISTER_NONE ? -1 : ZydisRegisterGetId(reg);
+
+	return gpr >= R9 && gpr <= R11;
+}
+
+/* x87_commit() has one register for the operand's address. */
+bool x87_possible(const struct item *item)
+{
+	const ZydisDecodedOperand *o = item->form->x87_tracks_pointers ? memory_operand(item) : NULL;
+
+	return !o || !lives_in_memory(o->mem.base) || !lives_in_memory(o->mem.index);
+}
+
 bool uses_x87(const struct item *item)
 {
 	return item->form->class_needed & (NATIVE_X87 | NATIVE_MMX | NATIVE_WAIT);
@@ -83,10 +98,8 @@ void x87_executed(struct translation *tr, const struct item *item)
 	*p = tr->pointers ? *tr->pointers : (struct xpointers){0};
 	p->fip = (tr->rip + item->offset) & tr->rip_mask;
 	p->fop = item->form->x87_opcode;
-	if (item->form->memory_size) {
+	if (item->form->memory_size)
 		describe_operand(tr, item, p);
-		tr->pointers_item = item;
-	}
 	tr->pointers = p;
 }
 
@@ -106,12 +119,26 @@ static void emit_selector(struct translation *tr, enum segment_register segment,
 	emit_op_abs(e, false, 0x89, S2, xabs(to));
 }
 
+/* Where a register of the address is: loaded into S2 if it lives in memory, which one at most does. */
+static unsigned address_register(struct translation *tr, uint8_t gpr)
+{
+	return gpr == NONE ? NO_REGISTER : value_of(tr, gpr, S2);
+}
+
 static void emit_operand(struct translation *tr, const struct xpointers *p)
 {
 	struct cpu_state *s = &tr->t->vcpu->state;
+	struct emitter *e = &tr->e;
 
-	lower_effective(tr, tr->pointers_item, memory_operand(tr->pointers_item), S2, !p->address32);
-	emit_store(&tr->e, S2, xabs(&s->x87.fdp));
+	if (p->base == NONE && p->index == NONE) {
+		emit_move_imm64(e, S2, p->address32 ? (uint32_t)p->displacement : (uint64_t)p->displacement);
+	} else {
+		unsigned base = address_register(tr, p->base), index = address_register(tr, p->index);
+
+		emit_lea_full(e, !p->address32, false, S2, base, index,
+		              index == NO_REGISTER ? 0 : (unsigned)__builtin_ctz(p->scale), (int32_t)p->displacement);
+	}
+	emit_store(e, S2, xabs(&s->x87.fdp));
 	emit_selector(tr, p->segment, &s->x87_fds);
 }
 
