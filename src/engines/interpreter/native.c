@@ -115,7 +115,7 @@ static bool same_form(const struct native_form *a, const struct native_form *b)
 	       a->alignment == b->alignment && a->natural_alignment == b->natural_alignment &&
 	       a->first_access == b->first_access && a->waits == b->waits && a->bit_string == b->bit_string &&
 	       a->bit_register == b->bit_register && a->x87_tracks_pointers == b->x87_tracks_pointers &&
-	       a->x87_opcode == b->x87_opcode && a->special == b->special;
+	       a->x87_opcode == b->x87_opcode && a->special == b->special && a->masked == b->masked;
 }
 
 static struct native_entry *entry_allocate(struct native *native)

@@ -62,6 +62,8 @@ struct native_form {
 	 * through mmu.h. `run` is NULL then.
 	 */
 	void (*special)(struct vcpu *vcpu, const struct native_operation *operation);
+	/* `special` is there for faults that a mask suppresses: on an operand that is wholly in reach the instruction itself will do. */
+	bool masked;
 };
 
 /* What `special` needs; the interpreter fills it per execution. */

@@ -165,6 +165,7 @@ static bool plan_masked(const ZydisDecodedInstruction *i, const ZydisDecodedOper
 		    i->mnemonic == ZYDIS_MNEMONIC_VMASKMOVPS || i->mnemonic == ZYDIS_MNEMONIC_VPMASKMOVD ? 4 : 8;
 		e->mask_count = (uint8_t)(memory->size / 8 / e->element_size);
 		plan->form.special = native_masked;
+		plan->form.masked = true;
 		return true;
 	default:
 		break;
@@ -201,6 +202,7 @@ static bool plan_masked(const ZydisDecodedInstruction *i, const ZydisDecodedOper
 	}
 	e->mask_count = (uint8_t)count;
 	plan->form.special = native_masked;
+	plan->form.masked = true;
 	return true;
 }
 

@@ -59,7 +59,7 @@ static enum kind classify_branch(const struct translation *tr, const struct item
 }
 
 /* How many of R9-R11 are operands that need a scratch register, memory addresses apart. */
-static unsigned scratch_needed(const struct item *item)
+unsigned scratch_needed(const struct item *item)
 {
 	unsigned seen = 0;
 	bool high;
@@ -73,13 +73,28 @@ static unsigned scratch_needed(const struct item *item)
 	return (unsigned)__builtin_popcount(seen);
 }
 
+/* Is AH, CH, DH or BH in an operand field? */
+bool has_high(const struct item *item)
+{
+	bool high;
+
+	for (unsigned n = 0; n < item->i.operand_count_visible; n++)
+		if (operand_gpr(&item->operand[n], &high) >= 0 && high)
+			return true;
+	return false;
+}
+
 static enum kind classify_generic(struct translation *tr, struct item *item, const uint8_t *bytes)
 {
 	struct interpreter *interpreter = interpreter_of(tr->t->vcpu);
 
 	item->form = native_form_get(interpreter->native, &item->i, item->operand, bytes);
-	if (!item->form || item->form->special || item->form->bit_string || !address_possible(item))
+	if (!item->form || !address_possible(item))
+		return classify_more(item);
+	if (item->form->special && !item->form->masked)
 		return KIND_FALLBACK;
+	if (item->form->bit_string)
+		return KIND_BIT_STRING;
 	/* With F3 the host's would be LZCNT and TZCNT, which the guest's CPU does not have then. */
 	if ((item->i.mnemonic == ZYDIS_MNEMONIC_BSR || item->i.mnemonic == ZYDIS_MNEMONIC_BSF) &&
 	    (item->i.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
@@ -88,14 +103,18 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 		return KIND_FALLBACK;
 	if (tr->code32 && !mode32_possible(item))
 		return KIND_FALLBACK;
-	if (scratch_needed(item) > (item->form->memory_size ? 1 : 2))
+	/* More registers than there are scratch ones: only where no host fault can come meanwhile. */
+	bool high = has_high(item) && item->form->memory_size;
+	if ((scratch_needed(item) > (item->form->memory_size ? 1 : 2) || high) &&
+	    ((item->form->class_needed & ~NATIVE_VEX) || item->i.mnemonic == ZYDIS_MNEMONIC_DIV ||
+	     item->i.mnemonic == ZYDIS_MNEMONIC_IDIV))
 		return KIND_FALLBACK;
 	/* Can it be encoded? Tried with registers that need extension bits wherever they may come. */
 	static const uint8_t map[16] = {0, 1, 2, 3, GUEST_RSP, 5, 6, 7, 8, S2, S2, S2, 12, 13, 14, 15};
 	uint8_t scrap[32];
 	struct emitter e = {.at = scrap, .end = scrap + sizeof(scrap)};
 	return rewrite_instruction(&e, &tr->own_decoder, &item->i, item->operand, bytes, map,
-	                           &(struct host_memory){.base = S1, .index = NO_REGISTER})
+	                           &(struct host_memory){.base = high ? RDI : S1, .index = NO_REGISTER})
 	           ? KIND_GENERIC
 	           : KIND_FALLBACK;
 }

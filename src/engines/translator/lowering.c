@@ -83,6 +83,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .host = (uint32_t)(tr->e.at - t->arena.write),
 	    .size = (uint8_t)(size > 64 ? 64 : size),
 	    .write = write,
+	    .masked = item->form && item->form->masked,
 	    .flags_in_register = tr->in_register,
 	    .slot = item->slot,
 	    .slots = item->slots,
@@ -236,12 +237,10 @@ static struct host_memory lower_constant(struct translation *tr, const struct it
 	return (struct host_memory){.base = S1, .index = NO_REGISTER, .disp = (int32_t)(address & 0xfff)};
 }
 
-/* An explicit memory operand: host address in S1. */
-void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+/* From the effective address of operand `o` in S1 to the host address. Live flags have been kept. */
+void lower_access(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                   bool write)
 {
-	flags_keep(tr, item->live_before);
-	lower_effective(tr, item, o, S1, item->i.address_width == 64);
 	if (o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS) {
 		enum segment_register segment = o->mem.segment == ZYDIS_REGISTER_FS ? SEG_FS : SEG_GS;
 
@@ -255,6 +254,15 @@ void lower_memory(struct translation *tr, const struct item *item, const ZydisDe
 		emit_op_abs(&tr->e, true, 0x03, S1, xabs(&tr->t->vcpu->state.segment[segment].base));
 	}
 	lower_check(tr, item, size, write);
+}
+
+/* An explicit memory operand: host address in S1. */
+void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+                  bool write)
+{
+	flags_keep(tr, item->live_before);
+	lower_effective(tr, item, o, S1, item->i.address_width == 64);
+	lower_access(tr, item, o, size, write);
 }
 
 struct host_memory lower_operand(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,

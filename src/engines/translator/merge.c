@@ -181,17 +181,27 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 	case KIND_JCC:
 		break;
 	case KIND_GENERIC:
-		if (item->form->memory_size)
+		/* What a mask leaves out may lie anywhere. */
+		if (item->form->memory_size && !item->form->masked)
 			join_operand(tr, m, n, item->form->memory_size, item->form->writes_memory);
 		/* fall through */
+	case KIND_SEGMENT_READ:
+	case KIND_DIRECTION:
+	case KIND_PAUSE:
 	case KIND_LEA:
 		if (!follow(m, item))
 			forget_written(m, item);
 		break;
 	case KIND_PUSH:
-		if (is_memory(&item->operand[0]))
+		if (is_memory(&item->operand[0])) {
+			/* If its read misses, the interpreter does it all, and what its push would check is not known behind it. */
 			join_operand(tr, m, n, 8, false);
-		join_stack(tr, m, n, RSP, -8, true);
+			m->open[m->value[RSP].id] = NONE;
+			join_stack(tr, m, n, RSP, -8, true);
+			m->open[m->value[RSP].id] = NONE;
+		} else {
+			join_stack(tr, m, n, RSP, -8, true);
+		}
 		m->value[RSP].offset -= 8;
 		break;
 	case KIND_POP:

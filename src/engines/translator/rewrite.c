@@ -175,10 +175,15 @@ static bool rewrite_legacy(struct emitter *e, const ZydisDecodedInstruction *i, 
 	}
 	if (f->high) {
 		/* Numbers 4-7 are AH-BH: they stay, and so must everything else (no REX). */
-		if (f->memory || rex || f->moved)
+		if ((f->memory && (memory->base >= 8 || index_bit(memory))) || rex || f->moved)
 			return false;
 		emit_bytes(e, prefixes, prefix_count);
-		emit_bytes(e, bytes + at, i->length - at);
+		if (f->memory) {
+			emit_bytes(e, bytes + at, opcode_end - at);
+			emit_rest(e, i, bytes, f, memory);
+		} else {
+			emit_bytes(e, bytes + at, i->length - at);
+		}
 		return true;
 	}
 	if (modrm && f->reg_gpr)

@@ -585,6 +585,8 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 		t->counters.slow_odd++;
 		return slow_instruction(t, site);
 	}
+	if (site->masked && !translated_already(vcpu, linear, site->write ? MMU_WRITE : MMU_READ))
+		return slow_instruction(t, site);
 	struct mmu_tlb_entry *entry = fill(t, linear, site->write);
 	if (!entry)
 		return slow_instruction(t, site);

@@ -16,13 +16,51 @@
 
 /* ---- instructions ---- */
 
+/*
+ * A host register that the instruction does not name, of those that need no REX prefix and can be a base; the guest's
+ * value comes back with give_back(). The instruction must not fault meanwhile: see classify_generic().
+ */
+static unsigned borrow(struct translation *tr, const struct item *item, unsigned *taken,
+                       const struct host_memory *memory)
+{
+	static const uint8_t pool[] = {RDI, RSI, RBX, RDX, RCX, RAX};
+	unsigned used = *taken | (memory ? 1u << memory->base : 0);
+	bool high;
+
+	for (unsigned n = 0; n < item->i.operand_count; n++) {
+		int gpr = operand_gpr(&item->operand[n], &high);
+
+		if (gpr >= 0)
+			used |= 1u << gpr;
+	}
+	for (unsigned n = 0; n < sizeof(pool); n++) {
+		if (used >> pool[n] & 1)
+			continue;
+		emit_store(&tr->e, pool[n], xabs(&tr->t->borrowed[__builtin_popcount(*taken)]));
+		*taken |= 1u << pool[n];
+		return pool[n];
+	}
+	tr->failed = true;
+	return RDI;
+}
+
+static void give_back(struct translation *tr, unsigned taken)
+{
+	static const uint8_t pool[] = {RDI, RSI, RBX, RDX, RCX, RAX};
+	unsigned slot = 0;
+
+	for (unsigned n = 0; n < sizeof(pool); n++)
+		if (taken >> pool[n] & 1)
+			emit_load(&tr->e, pool[n], xabs(&tr->t->borrowed[slot++]));
+}
+
 static void translate_generic(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
 	const ZydisDecodedOperand *memory = item->form->memory_size ? memory_operand(item) : NULL;
 	struct host_memory where = {.base = S1, .index = NO_REGISTER};
 	uint8_t map[16];
-	unsigned scratch[2] = {S2, S1}, used = 0;
+	unsigned scratch[2] = {S2, S1}, used = 0, available = memory ? 1 : 2, taken = 0;
 	uint32_t written = 0;
 	bool high;
 
@@ -40,13 +78,20 @@ static void translate_generic(struct translation *tr, const struct item *item)
 	if (item->read || (changes && (item->live_after & ~item->killed)))
 		flags_want(tr);
 	uint32_t assigned = 0;
+	if (memory && has_high(item)) { /* no REX prefix beside AH-BH */
+		unsigned base = borrow(tr, item, &taken, NULL);
+
+		emit_lea_full(e, true, false, base, where.base, where.index, 0, where.disp);
+		where = (struct host_memory){.base = base, .index = NO_REGISTER};
+	}
 	for (unsigned n = 0; n < item->i.operand_count; n++) {
 		int gpr = operand_gpr(&item->operand[n], &high);
 
 		if (gpr < R9 || gpr > R11)
 			continue;
 		if (!(assigned >> gpr & 1)) {
-			map[gpr] = (uint8_t)scratch[used++];
+			map[gpr] = (uint8_t)(used < available ? scratch[used++]
+			                                      : borrow(tr, item, &taken, memory ? &where : NULL));
 			assigned |= 1u << gpr;
 			emit_load(e, map[gpr], gpr_abs(tr, (unsigned)gpr));
 		}
@@ -60,6 +105,7 @@ static void translate_generic(struct translation *tr, const struct item *item)
 	for (unsigned gpr = R9; gpr <= R11; gpr++)
 		if (written >> gpr & 1)
 			emit_store(e, map[gpr], gpr_abs(tr, gpr));
+	give_back(tr, taken);
 	if (changes) {
 		tr->in_register = true;
 		tr->in_memory = false;
@@ -201,6 +247,21 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 			break;
 		case KIND_STRING:
 			translate_string(tr, item);
+			break;
+		case KIND_BIT_STRING:
+			translate_bit_string(tr, item);
+			break;
+		case KIND_SEGMENT_READ:
+			translate_segment_read(tr, item);
+			break;
+		case KIND_DIRECTION:
+			translate_direction(tr, item);
+			break;
+		case KIND_XLAT:
+			translate_xlat(tr, item);
+			break;
+		case KIND_PAUSE:
+			translate_pause(tr);
 			break;
 		default:
 			translate_terminal(tr, item);

@@ -9,6 +9,7 @@
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
  *	translate_string.c, string_copy.c  string instructions
+ *	translate_more.c  others that have a way of their own
  */
 #pragma once
 
@@ -33,6 +34,11 @@ enum kind {
 	KIND_POP,
 	KIND_LEAVE,
 	KIND_STRING,
+	KIND_BIT_STRING,
+	KIND_SEGMENT_READ,
+	KIND_DIRECTION,
+	KIND_XLAT,
+	KIND_PAUSE,
 	KIND_JMP,
 	KIND_JCC,
 	KIND_CALL,
@@ -133,6 +139,8 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target);
 uint64_t branch_target(const struct translation *tr, const struct item *item);
 bool is_memory(const ZydisDecodedOperand *o);
 bool address_possible(const struct item *item);
+unsigned scratch_needed(const struct item *item);
+bool has_high(const struct item *item);
 
 /* lowering.c */
 uint32_t gpr_abs(const struct translation *tr, unsigned guest);
@@ -160,6 +168,8 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
                                  unsigned size, bool write);
 struct host_memory lower_stack(struct translation *tr, const struct item *item, unsigned reg, int displacement,
                                bool write);
+void lower_access(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
+                  bool write);
 const ZydisDecodedOperand *memory_operand(const struct item *item);
 unsigned value_of(struct translation *tr, unsigned guest, unsigned scratch);
 unsigned result_in(unsigned guest, unsigned scratch);
@@ -185,6 +195,14 @@ void emit_store_stack32(struct translation *tr, uint32_t value);
 bool string_possible(const struct item *item);
 void translate_string(struct translation *tr, const struct item *item);
 void emit_pending_string(struct translation *tr, const struct pending *p);
+
+/* translate_more.c */
+enum kind classify_more(const struct item *item);
+void translate_bit_string(struct translation *tr, const struct item *item);
+void translate_segment_read(struct translation *tr, const struct item *item);
+void translate_direction(struct translation *tr, const struct item *item);
+void translate_xlat(struct translation *tr, const struct item *item);
+void translate_pause(struct translation *tr);
 
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);

@@ -112,6 +112,7 @@ struct xsite {
 	uint8_t length : 4; /* of the instruction */
 	bool write : 1, flags_in_register : 1;
 	bool waits : 1;                   /* a pending x87 exception comes before the access */
+	bool masked : 1;                  /* the instruction may leave out bytes that would fault */
 	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
 	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
 	bool inside;                      /* a difference that a group's check found may be in use behind it */
@@ -187,6 +188,7 @@ struct translator {
 	struct translation *scratch;
 	struct xblock *blocks;   /* all, to be freed */
 	uint64_t string_value;   /* between the two accesses of MOVS and CMPS */
+	uint64_t borrowed[3];    /* host registers that one instruction took */
 	uint64_t string_missing; /* XSTRING_MISS: the address, and whether it is to be written */
 	bool string_missing_write;
 	uint32_t flags;
