@@ -31,6 +31,13 @@ not_available:
 	FAULT	EXC_NM, 0, cvttsd2si eax, [image]
 	FAULT	EXC_NM, 0, cvtps2pi mm0, [image]
 	FAULT	EXC_NM, 0, pcmpeqb xmm0, xmm1
+	FAULT	EXC_NM, 0, cvttsd2si eax, [image]	; no vector register among the operands
+	FAULT	EXC_NM, 0, cvtsd2si rax, [image]
+	FAULT	EXC_NM, 0, cvttss2si rax, [image]
+	FAULT	EXC_NM, 0, cvtss2si eax, [image]
+	FAULT	EXC_NM, 0, cvttps2pi mm0, [image]
+	FAULT	EXC_NM, 0, pextrw [image], xmm0, 1
+	FAULT	EXC_NM, 0, movntq [image], mm0
 	; Not the FPU's: PREFETCH, CRC32, MOVNTI, fences.
 	WORKS	prefetcht0 [image]
 	WORKS	crc32 eax, bl
@@ -94,9 +101,27 @@ emulation:
 	FAULT	EXC_UD, 0, xorps xmm0, xmm0
 	FAULT	EXC_UD, 0, pxor mm0, mm0
 	FAULT	EXC_UD, 0, movdqa xmm0, [image]
+	FAULT	EXC_UD, 0, cvttsd2si eax, [image]
+	FAULT	EXC_UD, 0, cvtss2si rax, [image]
+	FAULT	EXC_UD, 0, ldmxcsr [mxcsr]
 	FAULT	EXC_NM, 0, fxsave [image]
 	WORKS	fwait
+	WORKS	movnti [image], eax
+	WORKS	crc32 eax, dword [image]
 	CLEAR_CR cr0, CR0_EM
+	; Without OSFXSR there are MMX registers but no XMM ones.
+	CLEAR_CR cr4, CR4_OSFXSR
+	FAULT	EXC_UD, 0, xorps xmm0, xmm0
+	FAULT	EXC_UD, 0, cvttsd2si eax, [image]
+	FAULT	EXC_UD, 0, cvtsd2si rax, [image]
+	FAULT	EXC_UD, 0, cvttss2si rax, [image]
+	FAULT	EXC_UD, 0, cvtss2si eax, [image]
+	FAULT	EXC_UD, 0, cvtps2pi mm0, [image]
+	FAULT	EXC_UD, 0, cvttpd2pi mm0, [image]
+	FAULT	EXC_UD, 0, stmxcsr [mxcsr]
+	WORKS	pinsrw mm0, [image], 1
+	WORKS	emms
+	SET_CR	cr4, CR4_OSFXSR
 	ret
 
 x87_errors:
@@ -193,7 +218,11 @@ simd_errors:
 	ldmxcsr	[mxcsr]
 	CLEAR_CR cr4, CR4_OSXMMEXCPT
 	FAULT	EXC_UD, 0, divps xmm0, xmm1
+	mov	dword [mxcsr], 0x1f80 & ~(1 << 7)
+	ldmxcsr	[mxcsr]
+	FAULT	EXC_UD, 0, cvttss2si eax, [infinity]
 	SET_CR	cr4, CR4_OSXMMEXCPT
+	FAULT	EXC_XM, 0, cvttss2si eax, [infinity]
 	; Invalid, denormal, precision, one by one.
 	mov	dword [mxcsr], 0x1f80 & ~(1 << 7)
 	ldmxcsr	[mxcsr]
@@ -305,6 +334,7 @@ image:	times 1024 db 0
 image2:	times 1024 db 0
 pattern: dq 0x0123456789abcdef, 0xfedcba9876543210
 ones:	dd 0x3f800000, 0x3f800000, 0x3f800000, 0x3f800000
+infinity: dd 0x7f800000
 environment: times 32 db 0
 mxcsr:	dd 0x1f80
 control: dd 0

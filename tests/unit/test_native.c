@@ -762,12 +762,32 @@ static void class_test(void **unused)
 	    {"\xc4\xe2\x70\xf2\xc1", 5, {N, N, N, N, N, VECTOR_UD}},                     /* andn */
 	    {"\x9b", 1, {N, VECTOR_NM, N, N, N, N}},                                     /* fwait, with CR0.MP */
 	    {"\xf3\x0f\xb8\xc1", 4, {N, N, N, N, N, N}},                                 /* popcnt */
+	    /* Without a vector register among the operands, or without an MMX one. */
+	    {"\xf2\x0f\x2c\x03", 4, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},         /* cvttsd2si eax, [rbx] */
+	    {"\xf2\x48\x0f\x2d\x03", 5, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},     /* cvtsd2si rax, [rbx] */
+	    {"\xf3\x0f\x2c\x03", 4, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},         /* cvttss2si eax, [rbx] */
+	    {"\xf3\x48\x0f\x2d\x03", 5, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},     /* cvtss2si rax, [rbx] */
+	    {"\x0f\x2d\x03", 3, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},             /* cvtps2pi mm0, [rbx] */
+	    {"\x66\x0f\x2c\x03", 4, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},         /* cvttpd2pi mm0, [rbx] */
+	    {"\x66\x0f\x2a\x03", 4, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},         /* cvtpi2pd xmm0, [rbx] */
+	    {"\x0f\xae\x13", 3, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},             /* ldmxcsr */
+	    {"\x0f\xae\x1b", 3, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},             /* stmxcsr */
+	    {"\x66\x0f\x3a\x14\x03\x01", 6, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}}, /* pextrb [rbx], xmm0 */
+	    {"\x66\x0f\xc4\x03\x01", 5, {VECTOR_UD, VECTOR_NM, VECTOR_UD, N, N, N}},     /* pinsrw xmm0, [rbx] */
+	    {"\x0f\xc4\x03\x01", 4, {VECTOR_UD, VECTOR_NM, N, N, N, N}},                 /* pinsrw mm0, [rbx] */
+	    {"\x0f\xe7\x03", 3, {VECTOR_UD, VECTOR_NM, N, N, N, N}},                     /* movntq */
+	    {"\x0f\xc3\x03", 3, {N, N, N, N, N, N}},                                     /* movnti */
+	    {"\xf2\x0f\x38\xf1\x03", 5, {N, N, N, N, N, N}},                             /* crc32 eax, [rbx] */
+	    {"\xc5\xfb\x2c\x03", 4, {N, VECTOR_NM, N, VECTOR_UD, VECTOR_UD, VECTOR_UD}}, /* vcvttsd2si */
+	    {"\xc5\xf8\xae\x13", 4, {N, VECTOR_NM, N, VECTOR_UD, VECTOR_UD, VECTOR_UD}}, /* vldmxcsr */
+	    {"\xc4\xe3\x79\x14\x03\x01", 6, {N, VECTOR_NM, N, VECTOR_UD, VECTOR_UD, VECTOR_UD}}, /* vpextrb */
 #undef N
 	};
 	struct cpu_state saved = *s;
 	for (unsigned n = 0; n < sizeof rules / sizeof *rules; n++)
 		for (unsigned setting = 0; setting < 6; setting++) {
 			const struct native_form *form = form_bytes(&d, 0, rules[n].bytes, rules[n].length);
+			assert_non_null(form);
 			*s = saved;
 			s->cr0 |= CR0_MP | (setting == 0 ? CR0_EM : setting == 1 ? CR0_TS : 0);
 			if (setting == 2)

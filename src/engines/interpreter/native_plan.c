@@ -114,6 +114,26 @@ static bool is_eligible(const ZydisDecodedInstruction *i)
 	}
 }
 
+/* SSE instructions that may name no XMM register: conversions from memory to general and MMX registers. */
+static bool is_sse_without_xmm(const ZydisDecodedInstruction *i)
+{
+	switch (i->mnemonic) {
+	case ZYDIS_MNEMONIC_CVTSS2SI:
+	case ZYDIS_MNEMONIC_CVTTSS2SI:
+	case ZYDIS_MNEMONIC_CVTSD2SI:
+	case ZYDIS_MNEMONIC_CVTTSD2SI:
+	case ZYDIS_MNEMONIC_CVTPS2PI:
+	case ZYDIS_MNEMONIC_CVTTPS2PI:
+	case ZYDIS_MNEMONIC_CVTPD2PI:
+	case ZYDIS_MNEMONIC_CVTTPD2PI:
+	case ZYDIS_MNEMONIC_LDMXCSR:
+	case ZYDIS_MNEMONIC_STMXCSR:
+		return true;
+	default:
+		return false;
+	}
+}
+
 /* Classes by the registers named (SDM 3A table 13-1, 3B 22.25.3, SDM 2A 2.4). */
 static bool plan_class(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operands, struct native_plan *plan)
 {
@@ -137,7 +157,7 @@ static bool plan_class(const ZydisDecodedInstruction *i, const ZydisDecodedOpera
 		else if (plan->x87 || i->mnemonic == ZYDIS_MNEMONIC_FXSAVE || i->mnemonic == ZYDIS_MNEMONIC_FXSAVE64 ||
 		         i->mnemonic == ZYDIS_MNEMONIC_FXRSTOR || i->mnemonic == ZYDIS_MNEMONIC_FXRSTOR64)
 			*needed = NATIVE_X87;
-		if (vector || i->mnemonic == ZYDIS_MNEMONIC_LDMXCSR || i->mnemonic == ZYDIS_MNEMONIC_STMXCSR)
+		if (vector || is_sse_without_xmm(i))
 			*needed |= NATIVE_SSE;
 		if (mmx)
 			*needed |= NATIVE_MMX;
