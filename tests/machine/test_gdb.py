@@ -11,6 +11,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 SECRET = 0xfeedfacecafebeef
 SECRET_AT = 0x7f0000000000
 ALIAS = 0xffffffff80000000
+# With a sanitizer everything takes its time.
+SLOW = 5 if 'ASAN_OPTIONS' in os.environ or 'TSAN_OPTIONS' in os.environ else 1
 
 
 class Failed(Exception):
@@ -112,8 +115,8 @@ def interrupted_continue(seconds):
 def connect():
     run('set confirm off')
     run('set pagination off')
-    run('set tcp connect-timeout 20')
-    run('set remotetimeout 60')
+    run(f'set tcp connect-timeout {20 * SLOW}')
+    run(f'set remotetimeout {60 * SLOW}')
     return run('target remote ' + os.environ['RING3_SOCKET'])
 
 
@@ -318,6 +321,7 @@ def inside():
 # ---- Outside ----
 
 def debug(parts, program, environment, seconds):
+    seconds *= SLOW
     command = ['gdb', '-q', '-nx', '-batch'] + ([program] if program else []) + ['-x', os.path.abspath(__file__)]
     variables = dict(os.environ, RING3_PART=parts, **environment)
     try:
@@ -332,7 +336,7 @@ def debug(parts, program, environment, seconds):
 
 
 def wait_for_socket(path, vmm):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 30 * SLOW
     while not os.path.exists(path):
         if vmm.poll() is not None or time.monotonic() > deadline:
             raise Failed(f'ring3 does not listen (status {vmm.poll()})')
@@ -341,7 +345,7 @@ def wait_for_socket(path, vmm):
 
 def ended(vmm, status):
     try:
-        got = vmm.wait(timeout=30)
+        got = vmm.wait(timeout=30 * SLOW)
     except subprocess.TimeoutExpired:
         raise Failed('ring3 does not end')
     if got != status:
@@ -352,7 +356,8 @@ def debug_guest(options, folder):
     for specification in (f'unix:{folder}/gdb', 'tcp'):
         address_of_socket = f'{folder}/gdb'
         if specification == 'tcp':
-            port = 20000 + os.getpid() % 10000
+            with socket.create_server(('localhost', 0)) as free:
+                port = free.getsockname()[1]
             specification, address_of_socket = f'tcp:localhost:{port}', f'localhost:{port}'
         vmm = subprocess.Popen([options.vmm, 'run', '--engine', options.engine, '--cpus', '2', '--memory', '64M', '--console', 'none',
                                 '--kernel', options.guest, '--gdb', specification, '--stop'], stdin=subprocess.DEVNULL)
@@ -377,6 +382,7 @@ class Shell:
         self.vmm, self.output, self.seen = vmm, '', 0
 
     def expect(self, pattern, seconds):
+        seconds *= SLOW
         deadline = time.monotonic() + seconds
         while True:
             match = re.compile(pattern).search(self.output, self.seen)
