@@ -19,7 +19,7 @@ static _Noreturn void raise_exception(struct vcpu *vcpu, const struct exception 
 {
 	vcpu->exception = *exception;
 	mmu_update_view(vcpu); /* a transfer under way may have changed it */
-	_longjmp(*vcpu->fault_target, 1);
+	longjmp(*vcpu->fault_target, 1);
 }
 
 void x86_raise(struct vcpu *vcpu, unsigned vector)

@@ -92,7 +92,7 @@ static void run_locked(struct vcpu *vcpu, const struct native_form *form, uint64
 	if (_setjmp(here)) {
 		pthread_mutex_unlock(&vcpu->memory->split_lock);
 		vcpu->fault_target = outer;
-		_longjmp(*outer, 1);
+		longjmp(*outer, 1);
 	}
 	mmu_read_bytes(vcpu, linear, operand, form->memory_size);
 	form->run(vcpu, operand);
