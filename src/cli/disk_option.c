@@ -38,13 +38,17 @@ static int take(struct machine_disk *disk, char *name)
 		return take_cache(&disk->image, value);
 	else if (value && strcmp(name, "format") == 0)
 		disk->image.format = value;
-	else if (value && strcmp(name, "serial") == 0 && strlen(value) <= 20)
+	else if (value && strcmp(name, "serial") == 0)
 		disk->serial = value;
-	else if (value && strcmp(name, "queues") == 0 && parse_number(value, 1, 16, &disk->queues))
-		return STATUS_OK;
+	else if (value && strcmp(name, "queues") == 0)
+		return parse_number(value, 1, 16, &disk->queues)
+		           ? STATUS_OK
+		           : usage_error("run", "--disk: queues=%s is not a number from 1 to 16", value);
 	else
 		return usage_error("run", "--disk: '%s%s%s' is not understood", name, value ? "=" : "",
 		                   value ? value : "");
+	if (disk->serial && strlen(disk->serial) > 20)
+		return usage_error("run", "--disk: serial=%s has more than 20 characters", disk->serial);
 	if (disk->image.format && strcmp(disk->image.format, "raw") != 0 && strcmp(disk->image.format, "qcow2") != 0)
 		return usage_error("run", "--disk: format=%s is not raw or qcow2", disk->image.format);
 	return STATUS_OK;

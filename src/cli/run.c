@@ -175,6 +175,19 @@ static int check_gdb(const char *where)
 	return usage_error("run", "--gdb '%s' is neither unix:PATH nor tcp:HOST:PORT", where);
 }
 
+static int check_where(const char *option, const char *where)
+{
+	if (chardev_known(where))
+		return STATUS_OK;
+	return usage_error("run", "%s '%s' is not stdio, none, pty, unix:PATH or file:PATH", option, where);
+}
+
+static int take_file(const char **file, const char *option, const char *argument)
+{
+	*file = argument;
+	return *argument ? STATUS_OK : usage_error("run", "%s needs a file", option);
+}
+
 static int take_net(struct run *run, const char *argument)
 {
 	struct machine_options *options = &run->options;
@@ -200,6 +213,11 @@ static int take_port(struct run *run, char *name, char *where)
 		                   name);
 	if (name)
 		*where++ = '\0';
+	if (check_where(name ? "--virtio-port" : "--virtio-console", where))
+		return STATUS_USAGE;
+	for (unsigned i = 0; i < options->port_count; i++)
+		if (name && options->ports[i].name && strcmp(name, options->ports[i].name) == 0)
+			return usage_error("run", "two --virtio-port with the name '%s'", name);
 	options->ports[options->port_count].name = name;
 	run->port[options->port_count++] = where;
 	return STATUS_OK;
@@ -235,20 +253,18 @@ static int take_option(struct run *run, int value, char *argument)
 			return usage_error("run", "--memory %s is not from 1M to 128G in steps of 4K", argument);
 		return STATUS_OK;
 	case OPTION_KERNEL:
-		options->kernel = argument;
-		return STATUS_OK;
+		return take_file(&options->kernel, "--kernel", argument);
 	case OPTION_BOOT_FROM_DISK:
 		options->boot_from_disk = true;
 		return STATUS_OK;
 	case OPTION_INITRD:
-		options->initrd = argument;
-		return STATUS_OK;
+		return take_file(&options->initrd, "--initrd", argument);
 	case OPTION_APPEND:
 		options->append = argument;
 		return STATUS_OK;
 	case OPTION_CONSOLE:
 		run->console = argument;
-		return STATUS_OK;
+		return check_where("--console", argument);
 	case OPTION_DISK:
 		return take_disk_option(options, argument);
 	case OPTION_NET:
@@ -305,6 +321,15 @@ static int check_kernel(const struct machine_options *options)
 	return STATUS_OK;
 }
 
+static unsigned stdio_users(const struct run *run)
+{
+	unsigned users = strcmp(run->console, "stdio") == 0;
+
+	for (unsigned i = 0; i < run->options.port_count; i++)
+		users += strcmp(run->port[i], "stdio") == 0;
+	return users;
+}
+
 static int parse_options(struct run *run, int argc, char **argv)
 {
 	struct option table[OPTION_COUNT + 1] = {0};
@@ -336,6 +361,10 @@ static int parse_options(struct run *run, int argc, char **argv)
 		return status;
 	if (run->symbols && !run->perf_map)
 		return usage_error("run", "--symbols without --perf-map names nothing");
+	if (stdio_users(run) > 1)
+		return usage_error("run",
+		                   "standard input and output can serve one console; COM1 has it unless --console "
+		                   "says otherwise");
 	if (run->options.stopped && !run->gdb)
 		return usage_error("run", "--stop without --gdb would wait for ever");
 	return STATUS_OK;

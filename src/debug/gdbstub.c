@@ -53,7 +53,7 @@ static bool socket_is_dead(const struct sockaddr_un *address)
 	return dead;
 }
 
-static int listen_unix(const char *path)
+static int listen_unix(const char *path, const char **why)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	struct stat status;
@@ -68,6 +68,10 @@ static int listen_unix(const char *path)
 		unlink(path);
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 1) < 0) {
 		int error = errno;
+		if (error == EADDRINUSE)
+			*why = lstat(path, &status) == 0 && S_ISSOCK(status.st_mode)
+			           ? "another process listens there"
+			           : "there is a file of this name that is not a socket";
 		close(fd);
 		return -error;
 	}
@@ -130,7 +134,7 @@ struct gdbstub *gdbstub_create(const char *specification)
 	stub->stop_fd = -1;
 	pthread_mutex_init(&stub->lock, NULL);
 	if (strncmp(specification, "unix:", 5) == 0) {
-		stub->listener = listen_unix(specification + 5);
+		stub->listener = listen_unix(specification + 5, &why);
 		if (stub->listener >= 0)
 			stub->path = strdup(specification + 5);
 	} else if (strncmp(specification, "tcp:", 4) == 0) {

@@ -436,35 +436,55 @@ static void stop_writer(struct chardev *chardev)
 	pthread_join(chardev->writer, NULL);
 }
 
-/* "none" has no kind: there is no descriptor. */
-static int open_kind(struct chardev *chardev, const char *specification)
+/* The kind that `specification` names, and its argument; NULL: none of them. */
+static const struct chardev_kind *find_kind(const char *specification, const char **argument)
 {
 	static const struct chardev_kind *const kinds[] = {&chardev_kind_stdio, &chardev_kind_pty, &chardev_kind_unix,
 	                                                   &chardev_kind_file};
+
+	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+		size_t length = strlen(kinds[i]->name);
+
+		if (strncmp(specification, kinds[i]->name, length) != 0 ||
+		    specification[length] != (kinds[i]->argument ? ':' : '\0'))
+			continue;
+		*argument = kinds[i]->argument ? specification + length + 1 : "";
+		return kinds[i];
+	}
+	return NULL;
+}
+
+bool chardev_known(const char *specification)
+{
+	const char *argument;
+	const struct chardev_kind *kind = find_kind(specification, &argument);
+
+	return strcmp(specification, "none") == 0 || (kind && (!kind->argument || *argument));
+}
+
+/* "none" has no kind: there is no descriptor. */
+static int open_kind(struct chardev *chardev, const char *specification)
+{
+	const char *argument;
 
 	if (strcmp(specification, "none") == 0) {
 		chardev->output_dead = true;
 		return 0;
 	}
-	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-		size_t length = strlen(kinds[i]->name);
-		if (strncmp(specification, kinds[i]->name, length) != 0)
-			continue;
-		const char *argument = specification + length;
-		if (kinds[i]->argument ? *argument != ':' : *argument != '\0')
-			continue;
-		if (kinds[i]->argument && !*++argument) {
-			log_error("console %s: %s is missing", specification, kinds[i]->argument);
-			return -EINVAL;
-		}
-		chardev->kind = kinds[i];
-		int error = kinds[i]->open(chardev, argument);
-		if (error)
-			chardev->kind = NULL;
-		return error;
+	const struct chardev_kind *kind = find_kind(specification, &argument);
+	if (!kind) {
+		log_error("console %s: unknown; it is stdio, none, pty, unix:PATH or file:PATH", specification);
+		return -EINVAL;
 	}
-	log_error("console %s: unknown; it is stdio, none, pty, unix:PATH or file:PATH", specification);
-	return -EINVAL;
+	if (kind->argument && !*argument) {
+		log_error("console %s: %s is missing", specification, kind->argument);
+		return -EINVAL;
+	}
+	chardev->kind = kind;
+	int error = kind->open(chardev, argument);
+	if (error)
+		chardev->kind = NULL;
+	return error;
 }
 
 struct chardev *chardev_create(const char *specification, void (*quit)(void *owner), void *quit_owner)

@@ -23,6 +23,8 @@ struct chardev_client {
 	void (*receive_break)(void *owner); /* the user sent a break; may be NULL */
 };
 
+/* Is that how one of them is spelled? What it names need not exist. */
+bool chardev_known(const char *specification);
 /*
  * `specification`: stdio, none, pty, unix:PATH (listens), file:PATH. NULL after one logged line. stdio puts a terminal
  * into raw mode until chardev_destroy() (also on fatal signals); Ctrl-a x calls `quit`, Ctrl-a h prints help, Ctrl-a b
