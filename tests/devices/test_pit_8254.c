@@ -258,8 +258,10 @@ static void test_latch_and_read_back(void **context)
 	load(&rig, 2, 2, 0x3000);
 	out8(&rig, 0x43, 0xe8);                  /* status of channel 2 */
 	assert_int_equal(in8(&rig, 0x42), 0xb4); /* its gate is low: loaded, and standing */
-	assert_int_equal(in8(&rig, 0x42), latch(&rig, 2) & 0xff);
-	assert_int_equal(in8(&rig, 0x41), latch(&rig, 1) & 0xff);
+	value = latch(&rig, 2) & 0xff;
+	assert_int_equal(in8(&rig, 0x42), value);
+	value = latch(&rig, 1) & 0xff;
+	assert_int_equal(in8(&rig, 0x41), value);
 	in8(&rig, 0x41);
 	in8(&rig, 0x42);
 	/* BCD. */

@@ -4,6 +4,7 @@
  */
 #include "disk_test.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -127,6 +128,25 @@ static void verify(const struct journal *journal, const char *path)
 	assert_int_equal(disk_close(disk), 0);
 }
 
+/* The kernel ends an io_uring, and with it the last use of the image's locks, a moment after its process has gone. */
+static void wait_for_lock(const char *path)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+
+	assert_true(fd >= 0);
+	for (unsigned wait = 0; wait < 20000; wait++) {
+		lock.l_type = F_WRLCK;
+		lock.l_pid = 0;
+		assert_int_equal(fcntl(fd, F_OFD_GETLK, &lock), 0);
+		if (lock.l_type == F_UNLCK)
+			break;
+		usleep(1000);
+	}
+	close(fd);
+	assert_int_equal(lock.l_type, F_UNLCK);
+}
+
 static void run_kills(const char *prepare, unsigned seed, unsigned kills)
 {
 	struct journal *journal =
@@ -150,6 +170,7 @@ static void run_kills(const char *prepare, unsigned seed, unsigned kills)
 		int status;
 		assert_int_equal(waitpid(child, &status, 0), child);
 		assert_true(WIFSIGNALED(status));
+		wait_for_lock("k.qcow2");
 		run_command("qemu-img check -f qcow2 k.qcow2 || test $? = 3"); /* leaks only */
 		verify(journal, "k.qcow2");
 		run_command("qemu-img check -f qcow2 k.qcow2 || test $? = 3");

@@ -210,28 +210,27 @@ static uint64_t read64(struct fixture *f, uint64_t physical)
 		run(f);                                                                                                \
 	} while (0)
 
-PROGRAM(arithmetic, 64, R"(
-	mov $5, %eax
-	mov $7, %ebx
-	add %rbx, %rax
-	lea 3(%rax,%rbx,4), %rcx
-	mov $0x123456789abcdef0, %rdx
-	mov %dl, %sil
-	mov %dh, %bh
-	movzbl %dh, %edi
-	movsbq %dl, %r8
-	movslq %edx, %r9
-	imul $3, %rcx, %r10
-	mov %rdx, %r11
-	shr $60, %r11
-	xor %r12d, %r12d
-	sub $1, %r12
-	mov $-1, %r13d
-	inc %r13d
-	setz %r14b
-	sbb %r15, %r15
-	hlt
-)");
+PROGRAM(arithmetic, 64,
+        "mov $5, %eax\n"
+        "mov $7, %ebx\n"
+        "add %rbx, %rax\n"
+        "lea 3(%rax,%rbx,4), %rcx\n"
+        "mov $0x123456789abcdef0, %rdx\n"
+        "mov %dl, %sil\n"
+        "mov %dh, %bh\n"
+        "movzbl %dh, %edi\n"
+        "movsbq %dl, %r8\n"
+        "movslq %edx, %r9\n"
+        "imul $3, %rcx, %r10\n"
+        "mov %rdx, %r11\n"
+        "shr $60, %r11\n"
+        "xor %r12d, %r12d\n"
+        "sub $1, %r12\n"
+        "mov $-1, %r13d\n"
+        "inc %r13d\n"
+        "setz %r14b\n"
+        "sbb %r15, %r15\n"
+        "hlt\n");
 
 static void test_arithmetic(void **state)
 {
@@ -256,30 +255,29 @@ static void test_arithmetic(void **state)
 	assert_int_equal(f->vcpu.state.rip, CODE + (uint64_t)(arithmetic_end - arithmetic_start));
 }
 
-PROGRAM(memory, 64, R"(
-	mov $0x20000, %esi
-	movq $0x11, (%rsi)
-	addq $0x22, (%rsi)
-	mov (%rsi), %rax
-	mov $2, %ecx
-	movl $-1, 8(%rsi,%rcx,4)
-	mov 16(%rsi), %rbx
-	movb $0x80, 4093(%rsi)
-	mov $0x1122334455667788, %rdx
-	mov %rdx, 4093(%rsi)
-	mov 4093(%rsi), %rdi
-	xchg %rdi, (%rsi)
-	lock addq $1, (%rsi)
-	lock xaddq %rax, 8(%rsi)
-	mov counter(%rip), %r8
-	push %rdx
-	pop %r9
-	push $-2
-	pop %r10
-	movabs 0x20000, %rax
-	hlt
-counter: .quad 0x55
-)");
+PROGRAM(memory, 64,
+        "mov $0x20000, %esi\n"
+        "movq $0x11, (%rsi)\n"
+        "addq $0x22, (%rsi)\n"
+        "mov (%rsi), %rax\n"
+        "mov $2, %ecx\n"
+        "movl $-1, 8(%rsi,%rcx,4)\n"
+        "mov 16(%rsi), %rbx\n"
+        "movb $0x80, 4093(%rsi)\n"
+        "mov $0x1122334455667788, %rdx\n"
+        "mov %rdx, 4093(%rsi)\n"
+        "mov 4093(%rsi), %rdi\n"
+        "xchg %rdi, (%rsi)\n"
+        "lock addq $1, (%rsi)\n"
+        "lock xaddq %rax, 8(%rsi)\n"
+        "mov counter(%rip), %r8\n"
+        "push %rdx\n"
+        "pop %r9\n"
+        "push $-2\n"
+        "pop %r10\n"
+        "movabs 0x20000, %rax\n"
+        "hlt\n"
+        "counter: .quad 0x55\n");
 
 static void test_memory(void **state)
 {
@@ -298,30 +296,29 @@ static void test_memory(void **state)
 	assert_int_equal(gpr(f)[RSP], STACK);
 }
 
-PROGRAM(control, 64, R"(
-	xor %eax, %eax
-	mov $1000, %ecx
-1:	add %rcx, %rax
-	dec %ecx
-	jnz 1b
-	call f
-	lea f(%rip), %rdx
-	call *%rdx
-	push %rdx
-	call *(%rsp)
-	pop %rdx
-	lea 3f(%rip), %rdx
-	jmp *%rdx
-	ud2
-3:	mov $5, %ecx
-4:	inc %rax
-	loop 4b
-	jrcxz 5f
-	ud2
-5:	hlt
-f:	inc %rax
-	ret
-)");
+PROGRAM(control, 64,
+        "xor %eax, %eax\n"
+        "mov $1000, %ecx\n"
+        "1: add %rcx, %rax\n"
+        "dec %ecx\n"
+        "jnz 1b\n"
+        "call f\n"
+        "lea f(%rip), %rdx\n"
+        "call *%rdx\n"
+        "push %rdx\n"
+        "call *(%rsp)\n"
+        "pop %rdx\n"
+        "lea 3f(%rip), %rdx\n"
+        "jmp *%rdx\n"
+        "ud2\n"
+        "3: mov $5, %ecx\n"
+        "4: inc %rax\n"
+        "loop 4b\n"
+        "jrcxz 5f\n"
+        "ud2\n"
+        "5: hlt\n"
+        "f: inc %rax\n"
+        "ret\n");
 
 static void test_control(void **state)
 {
@@ -332,37 +329,36 @@ static void test_control(void **state)
 	assert_int_equal(gpr(f)[RSP], STACK);
 }
 
-PROGRAM(strings, 64, R"(
-	mov $0x20000, %edi
-	mov $0x5a, %eax
-	mov $10000, %ecx
-	rep stosb
-	mov $0x20000, %esi
-	mov $0x25001, %edi
-	mov $5000, %ecx
-	rep movsb
-	mov $0x20000, %esi
-	mov $0x20001, %edi
-	movb $0x41, (%rsi)
-	mov $100, %ecx
-	rep movsb
-	mov $0x20000, %edi
-	mov $0x41, %al
-	mov $-1, %rcx
-	repe scasb
-	mov %rdi, %rbx
-	mov $0x20000, %esi
-	mov $0x25001, %edi
-	mov $100, %ecx
-	cld
-	repne cmpsb
-	mov %rcx, %rdx
-	std
-	mov $0x20010, %esi
-	lodsq
-	cld
-	hlt
-)");
+PROGRAM(strings, 64,
+        "mov $0x20000, %edi\n"
+        "mov $0x5a, %eax\n"
+        "mov $10000, %ecx\n"
+        "rep stosb\n"
+        "mov $0x20000, %esi\n"
+        "mov $0x25001, %edi\n"
+        "mov $5000, %ecx\n"
+        "rep movsb\n"
+        "mov $0x20000, %esi\n"
+        "mov $0x20001, %edi\n"
+        "movb $0x41, (%rsi)\n"
+        "mov $100, %ecx\n"
+        "rep movsb\n"
+        "mov $0x20000, %edi\n"
+        "mov $0x41, %al\n"
+        "mov $-1, %rcx\n"
+        "repe scasb\n"
+        "mov %rdi, %rbx\n"
+        "mov $0x20000, %esi\n"
+        "mov $0x25001, %edi\n"
+        "mov $100, %ecx\n"
+        "cld\n"
+        "repne cmpsb\n"
+        "mov %rcx, %rdx\n"
+        "std\n"
+        "mov $0x20010, %esi\n"
+        "lodsq\n"
+        "cld\n"
+        "hlt\n");
 
 static void test_strings(void **state)
 {
@@ -376,29 +372,28 @@ static void test_strings(void **state)
 	assert_int_equal(gpr(f)[RSI], DATA + 8);
 }
 
-PROGRAM(vectors, 64, R"(
-	mov $0x20000, %esi
-	movl $0x40490fdb, (%rsi)
-	movss (%rsi), %xmm0
-	mulss %xmm0, %xmm0
-	movss %xmm0, 4(%rsi)
-	cvttss2si %xmm0, %eax
-	fninit
-	fldl2e
-	fldz
-	faddp
-	fistpl 8(%rsi)
-	mov 8(%rsi), %ebx
-	popcnt %rsi, %rcx
-	mov $100, %eax
-	xor %edx, %edx
-	mov $7, %edi
-	div %edi
-	bts %edx, 16(%rsi)
-	mov $70, %r8d
-	bts %r8, 16(%rsi)
-	hlt
-)");
+PROGRAM(vectors, 64,
+        "mov $0x20000, %esi\n"
+        "movl $0x40490fdb, (%rsi)\n"
+        "movss (%rsi), %xmm0\n"
+        "mulss %xmm0, %xmm0\n"
+        "movss %xmm0, 4(%rsi)\n"
+        "cvttss2si %xmm0, %eax\n"
+        "fninit\n"
+        "fldl2e\n"
+        "fldz\n"
+        "faddp\n"
+        "fistpl 8(%rsi)\n"
+        "mov 8(%rsi), %ebx\n"
+        "popcnt %rsi, %rcx\n"
+        "mov $100, %eax\n"
+        "xor %edx, %edx\n"
+        "mov $7, %edi\n"
+        "div %edi\n"
+        "bts %edx, 16(%rsi)\n"
+        "mov $70, %r8d\n"
+        "bts %r8, 16(%rsi)\n"
+        "hlt\n");
 
 static void test_vectors(void **state)
 {
@@ -413,18 +408,17 @@ static void test_vectors(void **state)
 	assert_int_equal(read64(f, DATA + 24), 1u << 6);
 }
 
-PROGRAM(self_modifying, 64, R"(
-	lea patch+1(%rip), %rsi
-	xor %edx, %edx
-	movb $9, (%rsi)
-patch:	mov $1, %al
-	mov $3, %ecx
-1:	movb %cl, second+1(%rip)
-second:	mov $77, %bl
-	add %bl, %dl
-	loop 1b
-	hlt
-)");
+PROGRAM(self_modifying, 64,
+        "lea patch+1(%rip), %rsi\n"
+        "xor %edx, %edx\n"
+        "movb $9, (%rsi)\n"
+        "patch: mov $1, %al\n"
+        "mov $3, %ecx\n"
+        "1: movb %cl, second+1(%rip)\n"
+        "second: mov $77, %bl\n"
+        "add %bl, %dl\n"
+        "loop 1b\n"
+        "hlt\n");
 
 static void test_self_modifying(void **state)
 {
@@ -435,28 +429,27 @@ static void test_self_modifying(void **state)
 	assert_int_equal(gpr(f)[RDX] & 0xff, 6);
 }
 
-PROGRAM(flat32, 32, R"(
-	mov $0x20000, %esi
-	movl $0x12345678, 4(%esi)
-	mov 4(%esi), %eax
-	push %eax
-	pusha
-	popa
-	pop %ebx
-	call 1f
-	mov $0xffffffff, %edx
-	lea 0x20005(,%edx,1), %edi
-	mov (%edi), %ebp
-	mov $0x9c, %al
-	mov $0, %ah
-	daa
-	mov %al, %cl
-	enter $16, $0
-	leave
-	hlt
-1:	incl 4(%esi)
-	ret
-)");
+PROGRAM(flat32, 32,
+        "mov $0x20000, %esi\n"
+        "movl $0x12345678, 4(%esi)\n"
+        "mov 4(%esi), %eax\n"
+        "push %eax\n"
+        "pusha\n"
+        "popa\n"
+        "pop %ebx\n"
+        "call 1f\n"
+        "mov $0xffffffff, %edx\n"
+        "lea 0x20005(,%edx,1), %edi\n"
+        "mov (%edi), %ebp\n"
+        "mov $0x9c, %al\n"
+        "mov $0, %ah\n"
+        "daa\n"
+        "mov %al, %cl\n"
+        "enter $16, $0\n"
+        "leave\n"
+        "hlt\n"
+        "1: incl 4(%esi)\n"
+        "ret\n");
 
 static void test_flat_32(void **state)
 {
@@ -470,24 +463,23 @@ static void test_flat_32(void **state)
 	assert_int_equal(gpr(f)[RSP], STACK);
 }
 
-PROGRAM(real, 16, R"(
-	mov $0x10, %bx
-	movw $0x1234, 2(%bx)
-	mov 0x12, %ax
-	push %ax
-	pop %cx
-	mov $0x2100, %dx
-	mov %dx, %es
-	mov %es:-0xfee, %di
-	call 1f
-	out %al, $0xe0
-	in $0xe0, %ax
-	in $0xe0, %eax
-	hlt
-1:	xor %si, %si
-	lodsb
-	ret
-)");
+PROGRAM(real, 16,
+        "mov $0x10, %bx\n"
+        "movw $0x1234, 2(%bx)\n"
+        "mov 0x12, %ax\n"
+        "push %ax\n"
+        "pop %cx\n"
+        "mov $0x2100, %dx\n"
+        "mov %dx, %es\n"
+        "mov %es:-0xfee, %di\n"
+        "call 1f\n"
+        "out %al, $0xe0\n"
+        "in $0xe0, %ax\n"
+        "in $0xe0, %eax\n"
+        "hlt\n"
+        "1: xor %si, %si\n"
+        "lodsb\n"
+        "ret\n");
 
 static void test_real_mode(void **state)
 {
@@ -510,12 +502,11 @@ static void expect_exception(struct fixture *f, unsigned vector, uint64_t offset
 	assert_int_equal(f->vcpu.state.rip, CODE + offset);
 }
 
-PROGRAM(faults, 64, R"(
-	mov $0x40000000, %eax
-	stc
-	mov (%rax), %rbx
-	.byte 0x0f, 0x0b
-)");
+PROGRAM(faults, 64,
+        "mov $0x40000000, %eax\n"
+        "stc\n"
+        "mov (%rax), %rbx\n"
+        ".byte 0x0f, 0x0b\n");
 
 static void test_faults(void **state)
 {
@@ -553,13 +544,12 @@ static void test_faults(void **state)
 	}
 }
 
-PROGRAM(crossing, 64, R"(
-	mov $0x21ffd, %edi
-	movabs $0x9090909005c0c748, %rax
-	mov %rax, (%rdi)
-	movl $0xc3000000, 4(%rdi)
-	jmp *%rdi
-)");
+PROGRAM(crossing, 64,
+        "mov $0x21ffd, %edi\n"
+        "movabs $0x9090909005c0c748, %rax\n"
+        "mov %rax, (%rdi)\n"
+        "movl $0xc3000000, 4(%rdi)\n"
+        "jmp *%rdi\n");
 
 static void test_crossing_instruction(void **state)
 {
@@ -577,13 +567,12 @@ static void test_crossing_instruction(void **state)
 	}
 }
 
-PROGRAM(step, 64, R"(
-	mov $2, %ecx
-1:	nop
-	loop 1b
-	rep stosb
-	hlt
-)");
+PROGRAM(step, 64,
+        "mov $2, %ecx\n"
+        "1: nop\n"
+        "loop 1b\n"
+        "rep stosb\n"
+        "hlt\n");
 
 static void test_single_step(void **state)
 {
@@ -662,13 +651,12 @@ static void test_watchpoint(void **state)
 	run(f);
 }
 
-PROGRAM(alignment, 64, R"(
-	mov $0x20001, %esi
-	mov (%rsi), %al
-	mov 1(%rsi), %ax
-	mov (%rsi), %eax
-	hlt
-)");
+PROGRAM(alignment, 64,
+        "mov $0x20001, %esi\n"
+        "mov (%rsi), %al\n"
+        "mov 1(%rsi), %ax\n"
+        "mov (%rsi), %eax\n"
+        "hlt\n");
 
 static void test_alignment_check(void **state)
 {
@@ -696,22 +684,21 @@ static void test_kick(void **state)
 	assert_int_equal(engine_interpreter.run(&f->vcpu), EXIT_KICK);
 }
 
-PROGRAM(bench, 64, R"(
-	mov $30000000, %ecx
-	mov $0x20000, %esi
-	xor %eax, %eax
-1:	mov (%rsi), %rdx
-	add $1, %rdx
-	mov %rdx, (%rsi)
-	lea (%rax,%rdx,2), %rax
-	xor %rdx, %rax
-	and $0xffff, %eax
-	cmp $5, %eax
-	je 2f
-2:	dec %ecx
-	jnz 1b
-	hlt
-)");
+PROGRAM(bench, 64,
+        "mov $30000000, %ecx\n"
+        "mov $0x20000, %esi\n"
+        "xor %eax, %eax\n"
+        "1: mov (%rsi), %rdx\n"
+        "add $1, %rdx\n"
+        "mov %rdx, (%rsi)\n"
+        "lea (%rax,%rdx,2), %rax\n"
+        "xor %rdx, %rax\n"
+        "and $0xffff, %eax\n"
+        "cmp $5, %eax\n"
+        "je 2f\n"
+        "2: dec %ecx\n"
+        "jnz 1b\n"
+        "hlt\n");
 
 /* By hand: RING3_BENCH=1 prints nanoseconds per guest instruction. */
 static void test_speed(void **state)
