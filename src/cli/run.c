@@ -55,6 +55,7 @@ enum {
 	OPTION_STOP,
 	OPTION_STATS,
 	OPTION_PERF_MAP,
+	OPTION_LOCKSTEP,
 	OPTION_SYMBOLS,
 	OPTION_HELP,
 };
@@ -90,6 +91,7 @@ static const struct run_option {
     {"gdb", "unix:PATH|tcp:HOST:PORT", OPTION_GDB, "listen for a debugger"},
     {"stop", NULL, OPTION_STOP, "do not start before the debugger says so"},
     {"stats", NULL, OPTION_STATS, "print counters at the end"},
+    {"lockstep", NULL, OPTION_LOCKSTEP, "check translated code against the interpreter, block by block (slow)"},
     {"perf-map", NULL, OPTION_PERF_MAP, "name translated blocks for perf(1) in /tmp/perf-PID.map"},
     {"symbols", "FILE", OPTION_SYMBOLS, "guest symbols for --perf-map: System.map, kallsyms or an ELF file"},
     {"help", NULL, OPTION_HELP, "show this"},
@@ -296,6 +298,9 @@ static int take_option(struct run *run, int value, char *argument)
 	case OPTION_STATS:
 		run->stats = options->stats = true;
 		return STATUS_OK;
+	case OPTION_LOCKSTEP:
+		options->lockstep = true;
+		return STATUS_OK;
 	case OPTION_PERF_MAP:
 		run->perf_map = true;
 		return STATUS_OK;
@@ -359,6 +364,10 @@ static int parse_options(struct run *run, int argc, char **argv)
 	status = check_kernel(&run->options);
 	if (status)
 		return status;
+	if (run->options.lockstep && run->options.cpus > 1)
+		return usage_error("run", "--lockstep is for one processor");
+	if (run->options.lockstep && strcmp(run->options.engine, "interpreter") == 0)
+		return usage_error("run", "--lockstep checks the translator, not the interpreter");
 	if (run->symbols && !run->perf_map)
 		return usage_error("run", "--symbols without --perf-map names nothing");
 	if (stdio_users(run) > 1)

@@ -71,6 +71,7 @@ struct machine_options {
 	FILE *trace_file;
 	bool stopped;              /* --stop: wait for the debugger */
 	struct perf_map *perf_map; /* --perf-map: translated blocks are noted there; NULL: none. Borrowed. */
+	bool lockstep;             /* --lockstep: translated code is checked; one processor */
 	bool stats;                /* --stats: what costs time to count is counted */
 };
 

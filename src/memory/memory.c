@@ -285,6 +285,12 @@ void memory_page_written(struct memory *memory, uint64_t physical)
 		atomic_fetch_add(&memory->code_generation[page], 1);
 		tell_listeners(memory, page);
 	}
+	if ((flags & PAGE_CLEAN) && memory->log) {
+		unsigned n = atomic_fetch_add(&memory->log->count, 1);
+
+		if (n < MEMORY_LOG_MAX)
+			memory->log->page[n] = page;
+	}
 	if ((flags & PAGE_CLEAN) && memory->dirty)
 		atomic_fetch_or(&memory->dirty[page / PAGES_PER_WORD], 1ull << (page % PAGES_PER_WORD));
 }
@@ -292,6 +298,31 @@ void memory_page_written(struct memory *memory, uint64_t physical)
 static bool page_is_ram(const struct memory *memory, uint64_t page)
 {
 	return memory_is_ram(memory, page << MEMORY_PAGE_SHIFT);
+}
+
+void memory_log_start(struct memory *memory, struct memory_write_log *log)
+{
+	atomic_store(&log->count, 0);
+	memory->log = log;
+	for (uint64_t page = 0; page < memory->page_count; page++)
+		if (page_is_ram(memory, page))
+			atomic_fetch_or(&memory->page_flags[page], PAGE_CLEAN);
+}
+
+void memory_log_reset(struct memory *memory)
+{
+	unsigned count = atomic_load(&memory->log->count);
+
+	for (unsigned i = 0; i < count && i < MEMORY_LOG_MAX; i++)
+		atomic_fetch_or(&memory->page_flags[memory->log->page[i]], PAGE_CLEAN);
+	atomic_store(&memory->log->count, 0);
+}
+
+void memory_log_stop(struct memory *memory)
+{
+	memory->log = NULL;
+	for (uint64_t page = 0; page < memory->page_count; page++)
+		atomic_fetch_and(&memory->page_flags[page], (uint8_t)~PAGE_CLEAN);
 }
 
 int memory_dirty_start(struct memory *memory)

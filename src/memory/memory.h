@@ -32,6 +32,8 @@
 #define MEMORY_VGA_HOLE   0xa0000ull
 #define MEMORY_VGA_END    0xc0000ull
 
+#define MEMORY_LOG_MAX 64
+
 #define PAGE_CODE  1u
 #define PAGE_CLEAN 2u
 /* memory.c's own: PAGE_CODE is visible to all threads, so that further watchers of the page need no barrier. */
@@ -47,6 +49,8 @@ struct memory_code_listener {
 };
 
 #define MEMORY_CODE_NOTES 64u
+
+struct memory_write_log;
 
 struct memory {
 	uint64_t size; /* bytes of RAM in all */
@@ -70,6 +74,7 @@ struct memory {
 	/* Written pages of code: how many there were, and the last ones' numbers (note n at n % MEMORY_CODE_NOTES). */
 	_Atomic uint32_t code_writes;
 	_Atomic uint64_t code_note[MEMORY_CODE_NOTES];
+	struct memory_write_log *log;  /* or NULL; borrowed */
 	pthread_mutex_t listener_lock; /* memory.c's own: of the notes and the list; a leaf but for what listeners do */
 	struct memory_code_listener *listeners;
 };
@@ -130,6 +135,18 @@ static inline void memory_written(struct memory *memory, uint64_t physical, uint
 		if (atomic_load_explicit(&memory->page_flags[page], memory_order_relaxed))
 			memory_page_written(memory, page << MEMORY_PAGE_SHIFT);
 }
+
+/*
+ * A short log of which clean pages were written, for lockstep: `reset` makes the logged ones clean again. One log at a
+ * time, not together with the dirty log. What does not fit is counted only.
+ */
+struct memory_write_log {
+	_Atomic unsigned count;
+	uint64_t page[MEMORY_LOG_MAX];
+};
+void memory_log_start(struct memory *memory, struct memory_write_log *log);
+void memory_log_reset(struct memory *memory);
+void memory_log_stop(struct memory *memory);
 
 /*
  * Dirty log. Start marks all pages clean; memory_dirty_collect() copies and clears the bitmap (one bit per page,

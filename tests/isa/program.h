@@ -94,6 +94,15 @@ const struct program_result *program_native_run(struct program_native *native); 
 
 struct program_guest;
 struct program_guest *program_guest_create(bool translator, unsigned heat); /* NULL after one message */
+/* Checks every translated block against the interpreter (debug/lockstep.h). False: no memory. */
+bool program_guest_lockstep(struct program_guest *guest);
+/* What lockstep found; NULL: nothing. */
+const char *program_guest_difference(const struct program_guest *guest);
+/*
+ * The `after`th block from now on that has a suitable instruction is translated wrongly: an addition becomes an OR, an
+ * AND a subtraction ... Returns a counter of blocks spoiled so far.
+ */
+const unsigned *program_guest_plant(struct program_guest *guest, unsigned after);
 void program_guest_destroy(struct program_guest *guest);
 uint64_t program_guest_instructions(const struct program_guest *guest); /* that the interpreter has done for it */
 /* `switches`: the engine is exchanged whenever a kick stops it. */

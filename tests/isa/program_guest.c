@@ -11,7 +11,9 @@
 #include <time.h>
 
 #include "devices/bus.h"
+#include "debug/lockstep.h"
 #include "engines/engine.h"
+#include "engines/translator/translator.h"
 #include "machine/clock.h"
 #include "machine/vcpu.h"
 #include "memory/memory.h"
@@ -159,6 +161,67 @@ void program_guest_destroy(struct program_guest *guest)
 	clock_destroy(guest->clock);
 	vcpu_free(guest->vcpu);
 	free(guest);
+}
+
+bool program_guest_lockstep(struct program_guest *guest)
+{
+	return translator_set_lockstep(interpreter_of(guest->vcpu)->translator) == 0;
+}
+
+const char *program_guest_difference(const struct program_guest *guest)
+{
+	const struct lockstep *lockstep = interpreter_of(guest->vcpu)->translator->lockstep;
+
+	return lockstep_failed(lockstep) ? lockstep_report(lockstep) : NULL;
+}
+
+static unsigned planted, plant_after;
+
+/* Only between registers of the guest, so that what comes out is wrong and not wild: no R9-R11, no RSP. */
+static bool harmless(const ZydisDecodedInstruction *i, const ZydisDecodedOperand *operand)
+{
+	if (i->encoding != ZYDIS_INSTRUCTION_ENCODING_LEGACY || i->opcode_map != ZYDIS_OPCODE_MAP_DEFAULT ||
+	    i->opcode >= 0x40 || (i->opcode & 7) > 3 || i->meta.category == ZYDIS_CATEGORY_DATAXFER)
+		return false;
+	for (unsigned n = 0; n < i->operand_count_visible; n++) {
+		ZydisRegister reg = operand[n].reg.value;
+		int id = ZydisRegisterGetId(reg);
+
+		if (operand[n].type != ZYDIS_OPERAND_TYPE_REGISTER ||
+		    ZydisRegisterGetClass(reg) < ZYDIS_REGCLASS_GPR32 || id == RSP || (id >= R9 && id <= R11))
+			return false;
+	}
+	return true;
+}
+
+static void plant(uint8_t *code, size_t size)
+{
+	ZydisDecoder decoder;
+	ZydisDecodedInstruction i;
+	ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
+
+	if (planted)
+		return;
+	ZydisDecoderInit(&decoder, ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+	for (size_t at = 0; at < size; at += i.length) {
+		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(&decoder, code + at, size - at, &i, operand)))
+			return;
+		if (!harmless(&i, operand))
+			continue;
+		if (plant_after-- == 0) {
+			code[at + i.raw.modrm.offset - 1] ^= 0x08;
+			planted++;
+		}
+		return;
+	}
+}
+
+const unsigned *program_guest_plant(struct program_guest *guest, unsigned after)
+{
+	planted = 0;
+	plant_after = after;
+	interpreter_of(guest->vcpu)->translator->plant = plant;
+	return &planted;
 }
 
 uint64_t program_guest_instructions(const struct program_guest *guest)

@@ -2,11 +2,14 @@
  * Random programs on the silicon and on the engines: the final registers, vector registers and memory, and every
  * exception on the way, must be the same.
  *
- *	isa-programs [--seed N] [--programs N] [--bits 64|32] [--only N]
+ *	isa-programs [--seed N] [--programs N] [--bits 64|32] [--only N] [--lockstep | --plant]
  *
  * Program number i has seed N + i; --only I runs that one alone and shows it. Each runs natively, on the interpreter,
  * and on the translator at once (heat 0), warm (1) and hot (24), the last one kicked out of the engine all the time;
  * one more changes between the engines at every kick.
+ *
+ * --lockstep: all on the translator alone, checked block by block. --plant: the same with one wrong translation in each,
+ * most of which must be found.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -140,16 +143,45 @@ static void show(const struct program *program)
 	}
 }
 
+/* The program on a translator of its own, in lockstep. `plant`: something is wrong on purpose. */
+static bool run_lockstep(const struct program *program, struct program_result *result, bool plant, unsigned *planted,
+                         unsigned *found)
+{
+	struct program_guest *guest = program_guest_create(true, 1 + program->seed % 3);
+	bool good = true;
+
+	if (!guest || !program_guest_lockstep(guest))
+		return false;
+	const unsigned *spoiled = plant ? program_guest_plant(guest, (unsigned)(program->seed * 7 % 23)) : NULL;
+	program_guest_run(guest, program, result, false, false);
+	const char *difference = program_guest_difference(guest);
+	if (plant) {
+		*planted += *spoiled;
+		*found += *spoiled && difference != NULL;
+		good = !difference || (*spoiled && strstr(difference, "guest code") && strstr(difference, "host code"));
+	} else if (difference) {
+		good = false;
+	}
+	if (!good)
+		printf("FAIL program %" PRIu64 " --bits %u: %s\n", program->seed, program->bits,
+		       difference ? difference : "");
+	program_guest_destroy(guest);
+	return good;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {{"seed", required_argument, NULL, 's'},
 	                                        {"programs", required_argument, NULL, 'n'},
 	                                        {"bits", required_argument, NULL, 'b'},
 	                                        {"only", required_argument, NULL, 'o'},
+	                                        {"lockstep", no_argument, NULL, 'l'},
+	                                        {"plant", no_argument, NULL, 'p'},
 	                                        {0}};
 	uint64_t seed = 1, count = PROGRAMS, first = 0, failures = 0, traps = 0;
 	unsigned bits = 0;
-	bool only = false;
+	unsigned planted = 0, found = 0;
+	bool only = false, lockstep = false, plant = false;
 	struct program_guest *guest[SIDES];
 	static struct program_result result;
 	int option;
@@ -168,6 +200,13 @@ int main(int argc, char **argv)
 		case 'o':
 			first = strtoull(optarg, NULL, 0);
 			only = true;
+			break;
+		case 'p':
+			plant = true;
+			lockstep = true;
+			break;
+		case 'l':
+			lockstep = true;
 			break;
 		default:
 			return 2;
@@ -202,6 +241,10 @@ int main(int argc, char **argv)
 			return 1;
 		}
 		traps += silicon->trap_count;
+		if (lockstep) {
+			failures += !run_lockstep(program, &result, plant, &planted, &found);
+			continue;
+		}
 		for (unsigned i = 0; i < SIDES; i++) {
 			char what[512];
 
@@ -221,6 +264,10 @@ int main(int argc, char **argv)
 	program_native_destroy(native);
 	printf("isa-programs: %" PRIu64 " programs of %" PRIu64 " instructions in all, each on %zu engines, %" PRIu64
 	       " exceptions, %" PRIu64 " failures\n",
-	       count - first, instructions, SIDES, traps, failures);
+	       count - first, instructions, lockstep ? 1 : SIDES, traps, failures);
+	if (plant) {
+		printf("isa-programs: %u wrong translations, %u found\n", planted, found);
+		failures += planted < 5 || found < planted * 2 / 3;
+	}
 	return failures != 0;
 }

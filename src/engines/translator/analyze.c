@@ -331,6 +331,21 @@ static uint8_t vector_need(const struct item *item)
 	                             : VECTOR_NONE;
 }
 
+/* For lockstep: gives the same result when it is done again, and changes nothing but registers and memory. */
+static bool repeatable(const struct item *item)
+{
+	switch (item->i.mnemonic) {
+	case ZYDIS_MNEMONIC_RDTSC:
+	case ZYDIS_MNEMONIC_RDTSCP:
+	case ZYDIS_MNEMONIC_RDRAND:
+	case ZYDIS_MNEMONIC_RDSEED:
+	case ZYDIS_MNEMONIC_RDPID:
+		return false;
+	default:
+		return item->kind <= KIND_RET;
+	}
+}
+
 /* Decodes the block. False: nothing of it is worth it. */
 bool first_pass(struct translation *tr)
 {
@@ -347,6 +362,8 @@ bool first_pass(struct translation *tr)
 		item->offset = (uint16_t)offset;
 		item->form = NULL;
 		item->kind = classify(tr, item, block->bytes + offset);
+		if (tr->t->lockstep && !repeatable(item))
+			item->kind = KIND_FALLBACK;
 		item->slot = find_slot(block, tr->count);
 		item->slots = count_slots(block, item, tr->count);
 		find_flags(&item->i, item->operand, &item->read, &item->killed);

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "debug/lockstep.h"
 #include "engines/translator/translator.h"
 
 #define PAGE_MASK    ((uint64_t)MEMORY_PAGE_SIZE - 1)
@@ -62,6 +63,11 @@ void caches_empty_writes(struct translator *t)
 	empty_tlb(t, 1, false);
 }
 
+void caches_empty_tlb(struct translator *t)
+{
+	empty_tlb(t, 0, false);
+}
+
 static void put_entry(struct translator *t, unsigned view, bool write, unsigned n, struct xtlb_entry entry, bool global,
                       bool large)
 {
@@ -75,13 +81,20 @@ static void put_entry(struct translator *t, unsigned view, bool write, unsigned 
 	t->has_large |= large;
 }
 
-void caches_enter_page(struct translator *t, uint64_t linear, bool write, const struct mmu_tlb_entry *entry)
+const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear, bool write,
+                                           const struct mmu_tlb_entry *entry)
 {
-	uint64_t tag = linear & ~PAGE_MASK;
+	uint64_t tag = linear & ~PAGE_MASK, host = entry->host + tag;
+	unsigned n = linear >> 12 & (XTLB_ENTRIES - 1), view = t->vcpu->mmu.view;
 
-	put_entry(t, t->vcpu->mmu.view, write, linear >> 12 & (XTLB_ENTRIES - 1),
-	          (struct xtlb_entry){.tag = tag, .host = entry->host + tag}, mmu_entry_global(t->vcpu, entry),
+	if (unlikely(t->lockstep)) {
+		host = (uint64_t)(uintptr_t)lockstep_page(t->lockstep, (uint8_t *)(uintptr_t)host, write);
+		if (!host)
+			return NULL;
+	}
+	put_entry(t, view, write, n, (struct xtlb_entry){.tag = tag, .host = host}, mmu_entry_global(t->vcpu, entry),
 	          mmu_entry_large(t->vcpu, entry));
+	return &t->tlb[view][write][n];
 }
 
 /* ---- ways to code ---- */

@@ -13,6 +13,7 @@
 
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
+#include "debug/lockstep.h"
 #include "debug/perf_map.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
@@ -225,6 +226,19 @@ static void set_live(struct translator *t, uint8_t level)
 	                                          : 0;
 }
 
+/* For lockstep.c, which runs blocks alone. */
+static void enter_alone(struct translator *t, const struct xblock *xblock, uint32_t flags)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	announce(t);
+	if (xblock->x87)
+		native_x87_load(vcpu);
+	set_live(t, xblock->vector);
+	t->counters.enters++;
+	((enter_code *)t->enter)(vcpu, code_arena_executable(&t->arena, xblock->entry_b), flags);
+}
+
 static void enter(struct translator *t, const struct xblock *xblock, uint32_t flags)
 {
 	struct vcpu *vcpu = t->vcpu;
@@ -240,6 +254,11 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 
 		atomic_store_explicit(&t->in_code, 0, memory_order_release);
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	}
+	if (unlikely(t->lockstep)) {
+		atomic_store_explicit(&t->in_code, 0, memory_order_release);
+		lockstep_unit(t->lockstep, xblock, flags, enter_alone);
+		return;
 	}
 	if (xblock->x87)
 		native_x87_load(vcpu);
@@ -273,6 +292,8 @@ static void translated(PARAMETERS)
 static void untranslated(PARAMETERS)
 {
 	translator_of(vcpu)->counters.fallback[insn->immediate]++;
+	if (unlikely(translator_of(vcpu)->lockstep))
+		lockstep_interpreted(translator_of(vcpu)->lockstep);
 	NEXT;
 }
 
@@ -282,6 +303,8 @@ void translator_heat(PARAMETERS)
 	struct translator *t = translator_of(vcpu);
 	bool full;
 
+	if (unlikely(t->lockstep))
+		lockstep_interpreted(t->lockstep);
 	if (++slot->immediate < t->heat)
 		NEXT;
 	if (vcpu->mmu.watching)
@@ -316,7 +339,13 @@ void translator_heat(PARAMETERS)
 
 void translator_to_slot(PARAMETERS)
 {
-	translator_of(vcpu)->counters.leave_slot++;
+	struct translator *t = translator_of(vcpu);
+
+	t->counters.leave_slot++;
+	if (unlikely(t->lockstep)) {
+		lockstep_left(t->lockstep, LOCKSTEP_SLOT, insn, flags);
+		return;
+	}
 	return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 }
 
@@ -370,6 +399,10 @@ void translator_to_link(PARAMETERS)
 	vcpu->executing = NULL;
 	vcpu->state.rip = link->rip;
 	interpreter_of(vcpu)->pending = NULL;
+	if (unlikely(t->lockstep)) {
+		lockstep_left(t->lockstep, LOCKSTEP_LINK, NULL, flags);
+		return;
+	}
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
@@ -396,6 +429,10 @@ void translator_to_address(PARAMETERS)
 		/* The interpreter's slot raises it. A CALL has pushed already: below the stack pointer again, that is
 		 * nothing. */
 		vcpu->state.gpr[RSP] += t->undo;
+		if (t->lockstep) {
+			lockstep_left(t->lockstep, LOCKSTEP_SLOT, insn, flags);
+			return;
+		}
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	}
 	flags_store(vcpu, flags);
@@ -403,6 +440,10 @@ void translator_to_address(PARAMETERS)
 	vcpu->state.gpr[RSP] = (vcpu->state.gpr[RSP] + t->release) & interpreter_of(vcpu)->rip_mask;
 	vcpu->state.rip = rip;
 	interpreter_of(vcpu)->pending = NULL;
+	if (unlikely(t->lockstep)) {
+		lockstep_left(t->lockstep, LOCKSTEP_ADDRESS, NULL, flags);
+		return;
+	}
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
@@ -421,6 +462,8 @@ void translator_to_vector(PARAMETERS)
 	const struct xblock *xblock = (const struct xblock *)insn;
 
 	translator_of(vcpu)->counters.leave_vector++;
+	if (unlikely(translator_of(vcpu)->lockstep))
+		return; /* it was entered with them */
 	return enter(translator_of(vcpu), xblock, flags);
 }
 
@@ -489,6 +532,11 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	bool x87 = !vcpu->x87_missing;
 	struct insn *behind = &t->called[site->slots];
 
+	if (unlikely(t->lockstep)) {
+		vcpu->state.rip = site->rip;
+		lockstep_left(t->lockstep, LOCKSTEP_SLOT, site->slot, t->flags);
+		return SLOW_LEAVE;
+	}
 	t->counters.call_outs++;
 	memcpy(t->called, site->slot, site->slots * sizeof(t->called[0]));
 	*behind = (struct insn){
@@ -524,6 +572,8 @@ uint64_t translator_call_out(struct translator *t)
 
 static uint64_t slow_instruction(struct translator *t, const struct xsite *site)
 {
+	if (unlikely(t->lockstep))
+		lockstep_access(t->lockstep);
 	if (site->slots)
 		return call_slots(t, site);
 	t->exit_argument = (uintptr_t)site->slot;
@@ -540,8 +590,14 @@ static struct mmu_tlb_entry *translated_already(struct vcpu *vcpu, uint64_t line
 	return entry->tag == (linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1)) ? entry : NULL;
 }
 
+/* Has somebody to be told of writes? Lockstep logs them by marking all pages clean; translated code writes copies then. */
+static bool page_watched(const struct translator *t, const struct mmu_tlb_entry *entry)
+{
+	return *(volatile uint8_t *)entry->page_flags & ~(unlikely(t->lockstep) ? PAGE_CLEAN : 0u);
+}
+
 /* Puts the page of `linear` into the TLB; may raise. NULL: it does not belong there. */
-static struct mmu_tlb_entry *fill(struct translator *t, uint64_t linear, bool write)
+static const struct xtlb_entry *fill(struct translator *t, uint64_t linear, bool write)
 {
 	struct vcpu *vcpu = t->vcpu;
 
@@ -554,13 +610,12 @@ static struct mmu_tlb_entry *fill(struct translator *t, uint64_t linear, bool wr
 		t->counters.slow_mmio++;
 		return NULL;
 	}
-	if (write && *(volatile uint8_t *)entry->page_flags) {
+	if (write && page_watched(t, entry)) {
 		t->counters.slow_watched++;
 		return NULL;
 	}
 	t->counters.slow_miss++;
-	caches_enter_page(t, linear, write, entry);
-	return entry;
+	return caches_enter_page(t, linear, write, entry);
 }
 
 uint64_t translator_slow(struct translator *t, uint64_t linear)
@@ -587,14 +642,14 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	}
 	if (site->masked && !translated_already(vcpu, linear, site->write ? MMU_WRITE : MMU_READ))
 		return slow_instruction(t, site);
-	struct mmu_tlb_entry *entry = fill(t, linear, site->write);
+	const struct xtlb_entry *entry = fill(t, linear, site->write);
 	if (!entry)
 		return slow_instruction(t, site);
 	/* Behind it a difference would be used that may be void now: the run loop goes on. */
 	if (unlikely(t->emptied && site->inside))
 		return slow_instruction(t, site);
 	vcpu->executing = NULL;
-	return entry->host + linear;
+	return entry->host + (linear & (MEMORY_PAGE_SIZE - 1));
 }
 
 uint64_t translator_string_slow(struct translator *t, enum xstring_result result)
@@ -613,12 +668,19 @@ uint64_t translator_string_slow(struct translator *t, enum xstring_result result
 		if (vcpu->state.gpr[RCX] != before)
 			fills = 0;
 		before = vcpu->state.gpr[RCX];
-		if (++fills > 8 || !fill(t, t->string_missing, t->string_missing_write))
+		if (++fills > 8 || !fill(t, t->string_missing, t->string_missing_write)) {
+			if (unlikely(t->lockstep))
+				lockstep_partial(t->lockstep);
 			return slow_instruction(t, site);
+		}
 		vcpu->executing = NULL;
 		result = translator_string(t, site);
 	}
-	return result == XSTRING_DONE ? SLOW_DONE : slow_instruction(t, site);
+	if (result == XSTRING_DONE)
+		return SLOW_DONE;
+	if (unlikely(t->lockstep))
+		lockstep_partial(t->lockstep);
+	return slow_instruction(t, site);
 }
 
 /* Too many checks of a group missed: the block is translated again, with a check for each access. */
@@ -650,13 +712,14 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 	/* Written later in the block: not before a page fault, or the D bit, would be due. */
 	if (entry && site->write && !site->first_write)
 		entry = translated_already(vcpu, linear, MMU_WRITE);
-	if (!entry || (site->write && *(volatile uint8_t *)entry->page_flags) || (t->emptied && site->inside))
+	if (!entry || (site->write && page_watched(t, entry)) || (t->emptied && site->inside))
 		return 0;
-	caches_enter_page(t, linear, site->write, entry);
+	const struct xtlb_entry *own = caches_enter_page(t, linear, site->write, entry);
+	if (!own)
+		return 0;
 	if (site->window)
-		t->window[vcpu->mmu.view] =
-		    (struct xwindow){.tag = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1), .delta = entry->host};
-	return entry->host;
+		t->window[vcpu->mmu.view] = (struct xwindow){.tag = own->tag, .delta = own->host - own->tag};
+	return own->host - own->tag;
 }
 
 uint64_t translator_probe(struct translator *t, uint64_t linear)
@@ -672,6 +735,8 @@ uint64_t translator_probe(struct translator *t, uint64_t linear)
 	x87_catch_up(vcpu, site->pointers);
 	t->exit_argument = (uintptr_t)site->slot;
 	uint64_t delta = site->waits && native_x87_pending(vcpu) ? 0 : probe(t, site, linear);
+	if (!delta && unlikely(t->lockstep))
+		lockstep_access(t->lockstep);
 	if (delta) {
 		vcpu->executing = NULL;
 	} else if (++site->misses == GROUP_MISSES) {
@@ -763,7 +828,18 @@ struct translator *translator_create(struct vcpu *vcpu)
 	atomic_store(&t->code_seen, atomic_load(&vcpu->memory->code_writes));
 	memory_listen(vcpu->memory, &t->listener);
 	translator_flush(t);
+	if (vcpu->machine && vcpu->machine->options.lockstep && translator_set_lockstep(t)) {
+		translator_destroy(t);
+		errno = ENOMEM;
+		return NULL;
+	}
 	return t;
+}
+
+int translator_set_lockstep(struct translator *t)
+{
+	t->lockstep = lockstep_create(t);
+	return t->lockstep ? 0 : -ENOMEM;
 }
 
 void translator_set_heat(struct vcpu *vcpu, unsigned entries)
@@ -775,6 +851,7 @@ void translator_destroy(struct translator *t)
 {
 	if (!t)
 		return;
+	lockstep_destroy(t->lockstep);
 	if (t->listener.written)
 		memory_unlisten(t->vcpu->memory, &t->listener);
 	if (t->arena.write && t->space)

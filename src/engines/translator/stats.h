@@ -42,6 +42,8 @@
 	X(watch_requests, "pages watched for code, hand-shakes")                                                       \
 	X(stale, "translations of pages written since")                                                                \
 	X(flushes, "cache emptied")                                                                                    \
+	X(lockstep, "lockstep: units")                                                                                 \
+	X(lockstep_uncertain, "lockstep: units not compared")                                                          \
 	X(ticks, "time spent translating")
 
 struct translator_counters {

@@ -400,6 +400,8 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
 	find_groups(tr);
 	second_pass(tr, xblock);
+	xblock->code = code;
+	xblock->size = (uint32_t)(tr->e.at - code);
 	if (tr->failed || tr->e.full) {
 		t->arena.used = used;
 		t->link_count = links;
@@ -410,6 +412,8 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		return NULL;
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
+	if (t->plant)
+		t->plant(code, xblock->size);
 	trace_translation(tr, xblock, code);
 	if (t->perf_map)
 		perf_map_block(t->perf_map, code_arena_executable(&t->arena, code), (size_t)(tr->e.at - code), tr->rip);

@@ -67,7 +67,9 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
 	const uint8_t *entry_a, *entry_b,
-	    *entry_av; /* av: behind A's look whether vector and x87 registers are there */
+	    *entry_av;       /* av: behind A's look whether vector and x87 registers are there */
+	const uint8_t *code; /* writable view */
+	uint32_t size;       /* of the code, in bytes */
 	struct block *block;
 	uint32_t generation;     /* of the page when it was translated */
 	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
@@ -229,8 +231,10 @@ struct translator {
 	bool emptied; /* something was taken from the TLB since translated code was left for C */
 	bool patched; /* code was changed since code_arena_publish() */
 	struct translator_counters counters;
-	struct perf_map *perf_map; /* or NULL */
-	bool count_executed;       /* translated code counts what it executes */
+	struct perf_map *perf_map;                 /* or NULL */
+	struct lockstep *lockstep;                 /* or NULL: debug/lockstep.h */
+	void (*plant)(uint8_t *code, size_t size); /* for tests: spoils the code of a block that was just translated */
+	bool count_executed;                       /* translated code counts what it executes */
 };
 
 /* For absolute operands. */
@@ -268,6 +272,8 @@ void translator_page_watched(struct translator *t);
  * a trampoline. False: not in translated code.
  */
 bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector);
+/* For tests and --lockstep, before the vCPU runs first: 0 or -ENOMEM. */
+int translator_set_lockstep(struct translator *t);
 handler translator_heat; /* the first slot of blocks that may be translated */
 
 /* stats.c: see struct engine's print_stats. */
@@ -277,11 +283,13 @@ void translator_print_stats(struct vcpu *const *vcpu, unsigned count, FILE *file
 int caches_create(struct translator *t); /* 0 or -ENOMEM */
 void caches_destroy(struct translator *t);
 void caches_empty_writes(struct translator *t);  /* the TLB's write entries */
+void caches_empty_tlb(struct translator *t);     /* all of the TLB */
 void caches_empty_targets(struct translator *t); /* all ways to translated code */
 /* After anything that may have changed translations: does what the notes of the MMU's invalidations say. */
 void caches_catch_up(struct translator *t);
 /* A page may be accessed in the current view. */
-void caches_enter_page(struct translator *t, uint64_t linear, bool write, const struct mmu_tlb_entry *entry);
+const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear, bool write,
+                                           const struct mmu_tlb_entry *entry);
 /* Translated code at `rip` may be reached by links of a code view that compare its page's key. */
 void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
 /* Indirect transfers to `rip` go to `host` (executable view); caches_enter_code() was called. */
