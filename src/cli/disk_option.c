@@ -1,4 +1,4 @@
-/* --disk FILE[,format=raw|qcow2][,readonly][,snapshot][,cache=MODE][,serial=TEXT][,queues=N] */
+/* --disk FILE[,format=raw|qcow2][,readonly][,snapshot][,cache=MODE][,serial=TEXT][,queues=N][,transitional] */
 #include <stdlib.h>
 #include <string.h>
 
@@ -34,6 +34,8 @@ static int take(struct machine_disk *disk, char *name)
 		disk->image.readonly = true;
 	else if (!value && strcmp(name, "snapshot") == 0)
 		disk->image.snapshot = true;
+	else if (!value && strcmp(name, "transitional") == 0)
+		disk->transitional = true;
 	else if (value && strcmp(name, "cache") == 0)
 		return take_cache(&disk->image, value);
 	else if (value && strcmp(name, "format") == 0)

@@ -75,9 +75,9 @@ static const struct run_option {
     {"console", "WHERE", OPTION_CONSOLE, "COM1: stdio, none, pty, unix:PATH (listens) or file:PATH (stdio)"},
     {"disk", "FILE[,OPTION]...", OPTION_DISK,
      "virtio disk; format=raw|qcow2, readonly, snapshot, cache=writeback|writethrough|none|unsafe, serial=TEXT, "
-     "queues=N"},
+     "queues=N, transitional"},
     {"net", "KIND[,OPTION]...", OPTION_NET,
-     "virtio network card; user, tap, unix:PATH, switch:NAME or none, and mac=, queues="},
+     "virtio network card; user, tap, unix:PATH, switch:NAME or none, and mac=, queues=, transitional=on"},
     {"virtio-console", "WHERE", OPTION_VIRTIO_CONSOLE, "port of a virtio console; WHERE as for --console"},
     {"virtio-port", "NAME=WHERE", OPTION_VIRTIO_PORT, "the same, as a channel that the guest finds by its name"},
     {"control", "PATH", OPTION_CONTROL, "listen on this UNIX socket for commands: balloon, memory, pause ... (help)"},

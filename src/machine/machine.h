@@ -38,6 +38,7 @@ struct machine_disk {
 	struct disk_options image; /* opened and closed by the machine */
 	const char *serial;        /* up to 20 characters; NULL: none */
 	unsigned queues;           /* 0: as many as seem good */
+	bool transitional;         /* for drivers from before virtio 1.0, too */
 };
 
 /* A port of the virtio console. */

@@ -22,9 +22,9 @@ static void unlock_devices(void *owner)
 }
 
 static int plug(struct pc_virtio *virtio, struct pci_root *root, unsigned slot, struct virtio_pci *pci,
-                struct virtio_device *device)
+                struct virtio_device *device, bool transitional)
 {
-	int error = virtio_pci_init(pci, root, PCI_DEVFN(slot, 0), device);
+	int error = virtio_pci_init(pci, root, PCI_DEVFN(slot, 0), device, transitional);
 
 	if (!error)
 		virtio->all[virtio->count++] = pci;
@@ -51,7 +51,8 @@ static int create_disk(struct pc_virtio *virtio, struct pci_root *root, const st
 	if (!error)
 		error = virtio_block_init(&place->block, &virtio->host, PC_PCI_DISK_SLOT + number, &block);
 	if (!error)
-		error = plug(virtio, root, PC_PCI_DISK_SLOT + number, &place->pci, &place->block.device);
+		error = plug(virtio, root, PC_PCI_DISK_SLOT + number, &place->pci, &place->block.device,
+		             options->transitional);
 	if (error)
 		log_error("%s: %s", options->image.path, strerror(-error));
 	return error;
@@ -74,7 +75,8 @@ static int create_net(struct pc_virtio *virtio, struct pci_root *root, const str
 	error = virtio_net_init(&place->card, &virtio->host, PC_PCI_NET_SLOT + number, place->net);
 	io_thread_resume(virtio->io);
 	if (!error)
-		error = plug(virtio, root, PC_PCI_NET_SLOT + number, &place->pci, &place->card.device);
+		error = plug(virtio, root, PC_PCI_NET_SLOT + number, &place->pci, &place->card.device,
+		             options->transitional);
 	if (error)
 		log_error("%s: %s", net_name(place->net), strerror(-error));
 	return error;
@@ -89,7 +91,7 @@ static int create_console(struct pc_virtio *virtio, struct machine *machine, str
 		return error;
 	for (unsigned i = 0; i < options->port_count; i++)
 		virtio_console_connect_chardev(&virtio->console, i, options->ports[i].name, options->ports[i].chardev);
-	return plug(virtio, root, PC_PCI_CONSOLE_SLOT, &virtio->console_pci, &virtio->console.device);
+	return plug(virtio, root, PC_PCI_CONSOLE_SLOT, &virtio->console_pci, &virtio->console.device, false);
 }
 
 int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct pci_root *root)
@@ -109,11 +111,11 @@ int pc_virtio_create(struct pc_virtio *virtio, struct machine *machine, struct p
 	};
 	error = virtio_rng_init(&virtio->rng, &virtio->host, PC_PCI_RNG_SLOT);
 	if (!error)
-		error = plug(virtio, root, PC_PCI_RNG_SLOT, &virtio->rng_pci, &virtio->rng.device);
+		error = plug(virtio, root, PC_PCI_RNG_SLOT, &virtio->rng_pci, &virtio->rng.device, false);
 	if (!error)
 		error = virtio_balloon_init(&virtio->balloon, &virtio->host, PC_PCI_BALLOON_SLOT);
 	if (!error)
-		error = plug(virtio, root, PC_PCI_BALLOON_SLOT, &virtio->balloon_pci, &virtio->balloon.device);
+		error = plug(virtio, root, PC_PCI_BALLOON_SLOT, &virtio->balloon_pci, &virtio->balloon.device, false);
 	if (!error && machine->options.port_count)
 		error = create_console(virtio, machine, root);
 	for (unsigned i = 0; i < machine->options.disk_count && i < MACHINE_DISKS_MAX && !error; i++)

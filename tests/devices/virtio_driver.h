@@ -80,6 +80,7 @@ struct driver_rig {
 /* In two steps: the rig, then the device that the test has made with rig->host. */
 void driver_rig_init(struct driver_rig *rig);
 void driver_rig_plug(struct driver_rig *rig, struct virtio_device *device);
+void driver_rig_plug_as(struct driver_rig *rig, struct virtio_device *device, bool transitional);
 /* Stops the I/O thread; then the test destroys its device; then free. */
 void driver_rig_stop(struct driver_rig *rig);
 void driver_rig_free(struct driver_rig *rig);

@@ -68,13 +68,19 @@ void driver_rig_init(struct driver_rig *rig)
 
 void driver_rig_plug(struct driver_rig *rig, struct virtio_device *device)
 {
-	const struct pci_windows windows = {.memory = MSIX_BASE, .memory_end = MSIX_BASE + 0x100000};
+	driver_rig_plug_as(rig, device, false);
+}
 
-	assert_int_equal(virtio_pci_init(&rig->pci, &rig->root, DEVFN, device), 0);
+void driver_rig_plug_as(struct driver_rig *rig, struct virtio_device *device, bool transitional)
+{
+	const struct pci_windows windows = {
+	    .io = 0xc000, .io_end = 0xd000, .memory = MSIX_BASE, .memory_end = MSIX_BASE + 0x100000};
+
+	assert_int_equal(virtio_pci_init(&rig->pci, &rig->root, DEVFN, device, transitional), 0);
 	pci_root_assign(&rig->root, &windows);
 	rig->registers = rig->pci.function.bar[4].base;
 	assert_true(rig->pci.function.bar[1].base == MSIX_BASE);
-	pci_config_write(&rig->root, DEVFN, PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+	pci_config_write(&rig->root, DEVFN, PCI_COMMAND, 2, PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
 void driver_rig_stop(struct driver_rig *rig)

@@ -153,18 +153,19 @@ static int create_devices(struct board *board)
 	board->device[3] = &board->block.device;
 	board->device[4] = &board->card.device;
 	for (unsigned i = 0; i < DEVICES && !error; i++)
-		error |= virtio_pci_init(&board->pci[i], &board->root, PCI_DEVFN(2 + i, 0), board->device[i]);
+		error |= virtio_pci_init(&board->pci[i], &board->root, PCI_DEVFN(2 + i, 0), board->device[i], i >= 3);
 	return error;
 }
 
 static void assign(struct board *board)
 {
-	const struct pci_windows windows = {.memory = 0xf0000000, .memory_end = 0xf8000000};
+	const struct pci_windows windows = {
+	    .io = 0xc000, .io_end = 0xd000, .memory = 0xf0000000, .memory_end = 0xf8000000};
 
 	pci_root_assign(&board->root, &windows);
 	for (unsigned i = 0; i < DEVICES; i++)
 		pci_config_write(&board->root, PCI_DEVFN(2 + i, 0), PCI_COMMAND, 2,
-		                 PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+		                 PCI_COMMAND_IO | PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
 }
 
 static struct board *board_create(void)
@@ -223,6 +224,28 @@ static uint64_t get(struct board *board, unsigned device, unsigned offset, unsig
 	const struct pci_bar *bar = &board->pci[device].function.bar[4];
 
 	return bar->mapped ? bus_mmio_read(&board->bus, bar->base + offset, size) : 0;
+}
+
+/* The legacy interface's ports. A reset there waits for what is in flight, which only we can bring back. */
+static void legacy(struct board *board, unsigned device, struct input *input)
+{
+	const struct pci_bar *bar = &board->pci[device].function.bar[0];
+	uint8_t offset = take(input, 1) % 96, size = 1u << take(input, 1) % 3;
+	/* Mostly where registers are, and rings where there is room for them. */
+	static const uint8_t registers[][2] = {{0, 4},  {4, 4},  {8, 4},  {12, 2}, {14, 2},
+	                                       {16, 2}, {18, 1}, {19, 1}, {20, 2}, {22, 2}};
+	uint32_t value = (uint32_t)take(input, 4);
+
+	if (offset >= 32) {
+		size = registers[offset % 10][1];
+		offset = registers[offset % 10][0];
+		value = offset == 8 && value & 1 ? 0x100 + (value >> 4) % 0x80 : value;
+	}
+	if (!bar->mapped)
+		return;
+	drain(board);
+	bus_port_write(&board->bus, (uint16_t)(bar->base + offset), size, value);
+	bus_port_read(&board->bus, (uint16_t)(bar->base + offset), size);
 }
 
 /* 16 KiB for the rings of each device, 1 KiB a queue: descriptors, then the two areas. */
@@ -450,6 +473,8 @@ static void operate(struct board *board, struct input *input)
 		}
 		break;
 	default:
+		if (device >= 3)
+			legacy(board, device, input);
 		turn(board);
 	}
 	if (operation & 1)

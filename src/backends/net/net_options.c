@@ -319,6 +319,8 @@ static int common_option(struct net_options *options, const struct place *place,
 		return parse_number(&options->mtu, value, MTU_MIN, MTU_MAX)
 		           ? 0
 		           : wrong(place, "not %u to %u", MTU_MIN, MTU_MAX);
+	if (strcmp(key, "transitional") == 0)
+		return parse_switch(&options->transitional, place, value);
 	if (strcmp(key, "queues") == 0)
 		return parse_number(&options->queue_pairs, value, 1, NET_QUEUE_PAIRS_MAX)
 		           ? 0

@@ -46,7 +46,8 @@ struct net_options {
 	bool mac_given;  /* otherwise net_open() makes one up */
 	unsigned number; /* of the card in its machine: the caller's, 0 from net_options_parse() */
 	unsigned queue_pairs;
-	unsigned mtu; /* 0: not given */
+	bool transitional; /* the card's driver may be from before virtio 1.0 */
+	unsigned mtu;      /* 0: not given */
 	union {
 		struct {
 			bool restricted, ipv4, ipv6;

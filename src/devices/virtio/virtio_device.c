@@ -235,6 +235,7 @@ void virtio_device_reset(struct virtio_device *device)
 	atomic_store(&device->notified, 0);
 	atomic_store(&device->features, 0);
 	device->interrupt_config = false;
+	device->legacy = device->legacy_started = false;
 	device->resetting = device->in_flight > 0;
 	if (!device->resetting)
 		atomic_store(&device->status, 0);
@@ -259,19 +260,24 @@ static bool features_acceptable(struct virtio_device *device)
 {
 	uint64_t features = atomic_load(&device->features);
 
-	return !(features & ~device->offered) && features & VIRTIO_FEATURE_VERSION_1 &&
+	return !device->legacy && !(features & ~device->offered) && features & VIRTIO_FEATURE_VERSION_1 &&
 	       (!device->ops->features_ok || device->ops->features_ok(device, features));
 }
 
-static void start(struct virtio_device *device)
+static void start_rings(struct virtio_device *device)
 {
-	atomic_fetch_or(&device->status, VIRTIO_STATUS_DRIVER_OK);
 	for (unsigned i = 0; i < device->queue_count; i++)
 		if (device->queue[i].enabled)
 			queue_start(&device->queue[i]);
 	if (device->ops->activate)
 		device->ops->activate(device);
 	notify_all(device);
+}
+
+static void start(struct virtio_device *device)
+{
+	atomic_fetch_or(&device->status, VIRTIO_STATUS_DRIVER_OK);
+	start_rings(device);
 }
 
 /* 2.1, 3.1.1: bits are only ever added, in order; 0 resets. */
@@ -299,7 +305,7 @@ void virtio_device_select_features(struct virtio_device *device, unsigned word, 
 {
 	uint64_t features = atomic_load(&device->features);
 
-	if (word > 1 || atomic_load(&device->status) & VIRTIO_STATUS_FEATURES_OK || resetting(device))
+	if (word > 1 || device->legacy || atomic_load(&device->status) & VIRTIO_STATUS_FEATURES_OK || resetting(device))
 		return;
 	if (word)
 		features = (uint32_t)features | (uint64_t)value << 32;
@@ -312,7 +318,7 @@ bool virtio_queue_writable(const struct virtio_queue *queue)
 {
 	struct virtio_device *device = queue->device;
 
-	if (queue->enabled || resetting(device))
+	if (queue->enabled || device->legacy || resetting(device))
 		return false;
 	return !(atomic_load(&device->status) & VIRTIO_STATUS_DRIVER_OK) ||
 	       virtio_has(device, VIRTIO_FEATURE_RING_RESET);
@@ -353,6 +359,104 @@ bool virtio_queue_resetting(struct virtio_queue *queue)
 	bool result = queue->resetting;
 	pthread_mutex_unlock(&queue->device->queue_lock);
 	return result;
+}
+
+/* ---- the legacy interface ---- */
+
+uint32_t virtio_legacy_offered(const struct virtio_device *device)
+{
+	return (uint32_t)(device->offered | VIRTIO_FEATURE_ANY_LAYOUT);
+}
+
+void virtio_legacy_select_features(struct virtio_device *device, uint32_t features)
+{
+	if (device->legacy_started ||
+	    atomic_load(&device->status) & (VIRTIO_STATUS_FEATURES_OK | VIRTIO_STATUS_DRIVER_OK) || resetting(device))
+		return;
+	virtio_enter(device);
+	device->legacy = true;
+	atomic_store(&device->features, features & virtio_legacy_offered(device));
+	leave(device, true);
+}
+
+uint8_t virtio_legacy_status(struct virtio_device *device)
+{
+	return virtio_device_status(device) & (uint8_t)~VIRTIO_STATUS_FEATURES_OK;
+}
+
+/* Nobody can be told that a selection makes no sense: then there are no features. Entered. */
+static void legacy_start(struct virtio_device *device)
+{
+	if (device->legacy_started)
+		return;
+	device->legacy = device->legacy_started = true;
+	atomic_fetch_and(&device->features, virtio_legacy_offered(device));
+	if (device->ops->features_ok && !device->ops->features_ok(device, atomic_load(&device->features)))
+		atomic_store(&device->features, 0);
+	start_rings(device);
+}
+
+/* Drivers do not wait for the end of a reset. Whoever ends the last request may need the device lock for it. */
+static void legacy_reset(struct virtio_device *device)
+{
+	virtio_device_reset(device);
+	if (!resetting(device))
+		return;
+	device->host.unlock(device->host.lock_owner);
+	pthread_mutex_lock(&device->queue_lock);
+	while (device->resetting)
+		pthread_cond_wait(&device->idle, &device->queue_lock);
+	pthread_mutex_unlock(&device->queue_lock);
+	device->host.lock(device->host.lock_owner);
+}
+
+void virtio_legacy_set_status(struct virtio_device *device, uint8_t value)
+{
+	if (value == 0) {
+		legacy_reset(device);
+		return;
+	}
+	if (resetting(device) || atomic_load(&device->status) & VIRTIO_STATUS_FEATURES_OK)
+		return;
+	virtio_enter(device);
+	atomic_fetch_or(&device->status, value & STATUS_SIMPLE);
+	if (value & VIRTIO_STATUS_DRIVER_OK && !(atomic_load(&device->status) & VIRTIO_STATUS_DRIVER_OK)) {
+		atomic_fetch_or(&device->status, VIRTIO_STATUS_DRIVER_OK);
+		legacy_start(device);
+	}
+	leave(device, true);
+}
+
+void virtio_legacy_queue_enable(struct virtio_queue *queue, uint64_t address)
+{
+	struct virtio_device *device = queue->device;
+	uint64_t available = address + 16ull * queue->size_max, used = available + 6 + 2ull * queue->size_max;
+
+	if (queue->enabled || resetting(device) || atomic_load(&device->status) & VIRTIO_STATUS_FEATURES_OK)
+		return;
+	virtio_enter(device);
+	device->legacy = true;
+	queue->size = queue->size_max;
+	queue->descriptors = address;
+	queue->driver_area = available;
+	queue->device_area = (used + VIRTIO_LEGACY_ALIGN - 1) & ~(uint64_t)(VIRTIO_LEGACY_ALIGN - 1);
+	queue->enabled = true;
+	if (device->legacy_started) {
+		queue_start(queue);
+		virtio_device_notify(device, queue->index);
+	}
+	leave(device, true);
+}
+
+void virtio_legacy_notify(struct virtio_device *device, unsigned queue)
+{
+	if (device->legacy && !device->legacy_started && queue < device->queue_count && device->queue[queue].enabled &&
+	    atomic_load(&device->status) & VIRTIO_STATUS_DRIVER) {
+		virtio_enter(device);
+		legacy_start(device);
+		leave(device, true);
+	}
+	virtio_device_notify(device, queue);
 }
 
 /* ---- configuration space ---- */
@@ -485,6 +589,14 @@ void virtio_device_state(struct virtio_device *device, struct state *state)
 	state_u8(state, "status", &status);
 	state_u8(state, "config_generation", &generation);
 	state_u64(state, "features", &features);
+	state_bool(state, "legacy", &device->legacy);
+	state_bool(state, "legacy_started", &device->legacy_started);
+	if (device->legacy_started > device->legacy || device->legacy > device->transitional ||
+	    (device->legacy &&
+	     (status & VIRTIO_STATUS_FEATURES_OK || features & ~(uint64_t)virtio_legacy_offered(device)))) {
+		device->legacy = device->legacy_started = false;
+		state_fail(state, "a legacy driver that cannot be");
+	}
 	if (device->in_flight > 0)
 		state_fail(state, "requests are in flight");
 	if (features & ~device->offered && status & VIRTIO_STATUS_FEATURES_OK)
@@ -496,12 +608,13 @@ void virtio_device_state(struct virtio_device *device, struct state *state)
 		atomic_store(&device->config_generation, generation);
 	}
 	for (unsigned i = 0; i < device->queue_count; i++)
-		queue_state(&device->queue[i], state, status & VIRTIO_STATUS_DRIVER_OK);
+		queue_state(&device->queue[i], state,
+		            device->legacy ? device->legacy_started : status & VIRTIO_STATUS_DRIVER_OK);
 	if (device->ops->state)
 		device->ops->state(device, state);
 	if (loading && !state_error(state)) {
 		atomic_fetch_or(&device->status, status & (VIRTIO_STATUS_DRIVER_OK | VIRTIO_STATUS_NEEDS_RESET));
-		if (status & VIRTIO_STATUS_DRIVER_OK && device->ops->activate)
+		if ((status & VIRTIO_STATUS_DRIVER_OK || device->legacy_started) && device->ops->activate)
 			device->ops->activate(device);
 	}
 	leave(device, true);

@@ -42,6 +42,7 @@
 #define VIRTIO_STATUS_NEEDS_RESET 0x40
 #define VIRTIO_STATUS_FAILED      0x80
 
+#define VIRTIO_FEATURE_ANY_LAYOUT    (1ull << 27) /* legacy only */
 #define VIRTIO_FEATURE_INDIRECT_DESC (1ull << 28)
 #define VIRTIO_FEATURE_EVENT_IDX     (1ull << 29)
 #define VIRTIO_FEATURE_VERSION_1     (1ull << 32)
@@ -116,6 +117,11 @@ struct virtio_device {
 	 */
 	void (*interrupt)(void *transport, uint64_t queues, bool config, bool device_locked);
 	void *transport;
+
+	bool transitional; /* has the legacy interface, too */
+	/* The driver uses it: device lock and queue lock. */
+	bool legacy;
+	bool legacy_started; /* its rings are in force, DRIVER_OK or not */
 
 	_Atomic uint8_t status;
 	_Atomic uint64_t features; /* as the driver selects them; final with FEATURES_OK */
@@ -209,3 +215,20 @@ uint64_t virtio_config_read(struct virtio_device *device, unsigned offset, unsig
 void virtio_config_write(struct virtio_device *device, unsigned offset, unsigned size, uint64_t value);
 /* The driver notifies a queue. Any thread. */
 void virtio_device_notify(struct virtio_device *device, unsigned queue);
+
+/*
+ * ---- for a transitional device's transport: the legacy interface (2.7.4, 3.1.2, 4.1.4.10), with the device lock held ----
+ *
+ * A reset takes the device to its beginning; what a driver does next decides which interface it uses until the next one.
+ */
+
+#define VIRTIO_LEGACY_ALIGN 4096u
+
+uint32_t virtio_legacy_offered(const struct virtio_device *device);
+void virtio_legacy_select_features(struct virtio_device *device, uint32_t features);
+uint8_t virtio_legacy_status(struct virtio_device *device);
+/* 0: returns when the reset is done; the device lock is given up meanwhile. */
+void virtio_legacy_set_status(struct virtio_device *device, uint8_t value);
+/* The ring's three areas follow one another from `address` on, the last one aligned. */
+void virtio_legacy_queue_enable(struct virtio_queue *queue, uint64_t address);
+void virtio_legacy_notify(struct virtio_device *device, unsigned queue);

@@ -24,6 +24,13 @@ static unsigned control_queue(const struct virtio_net *card)
 	return virtio_has(&card->device, NET_FEATURE_MQ) ? 2 * card->pairs_max : 2;
 }
 
+/* Legacy drivers have the field for merged buffers only where they use it (5.1.6). */
+static unsigned header_size(const struct virtio_net *card)
+{
+	return card->device.legacy && !virtio_has(&card->device, NET_FEATURE_MRG_RXBUF) ? sizeof(struct virtio_net_hdr)
+	                                                                                : HEADER_SIZE;
+}
+
 static void put16(uint8_t *at, uint16_t value)
 {
 	at[0] = (uint8_t)value;
@@ -86,11 +93,11 @@ static bool transmit(struct virtio_net *card, struct virtio_queue *queue)
 	/* Frames that are too short or too long are the back end's to drop; the header's last field says nothing here.
 	 */
 	virtio_chain_read(chain, 0, &header, sizeof header);
-	count = virtio_chain_slice(chain, false, HEADER_SIZE, UINT32_MAX, iov);
+	count = virtio_chain_slice(chain, false, header_size(card), UINT32_MAX, iov);
 	if (!net_send(card->net, &header, iov, count))
 		return false;
 	if (card->pairs > 1) {
-		seen = virtio_chain_read(chain, HEADER_SIZE, start, sizeof start);
+		seen = virtio_chain_read(chain, header_size(card), start, sizeof start);
 		card->flow[flow_of(start, seen)] = queue->index / 2;
 	}
 	virtio_queue_complete(queue, chain->token, 0);
@@ -104,7 +111,7 @@ static void transmit_all(struct virtio_net *card, struct virtio_queue *queue)
 	virtio_ring_notify_off(&queue->ring);
 	do {
 		while (sent < SHARE && virtio_queue_next(queue, &card->chain)) {
-			if (card->chain.readable_length < HEADER_SIZE) {
+			if (card->chain.readable_length < header_size(card)) {
 				virtio_break(&card->device, "frame without header");
 				return;
 			}
@@ -149,7 +156,7 @@ static enum fit gather(struct virtio_net *card, struct virtio_queue *queue, cons
 	size_t done = 0;
 
 	for (*taken = 0; *taken < queue->size;) {
-		unsigned skip = *taken ? 0 : HEADER_SIZE;
+		unsigned skip = *taken ? 0 : header_size(card);
 
 		if (!virtio_queue_next(queue, chain))
 			return FIT_NO_BUFFERS;
@@ -159,7 +166,7 @@ static enum fit gather(struct virtio_net *card, struct virtio_queue *queue, cons
 			return FIT_NEVER;
 		}
 		if (skip)
-			*heads = virtio_chain_slice(chain, true, 0, HEADER_SIZE, head);
+			*heads = virtio_chain_slice(chain, true, 0, skip, head);
 		size_t part = virtio_chain_write(chain, card->device.host.memory, skip, frame + done, length - done);
 		card->written[(*taken)++] = skip + (uint32_t)part;
 		done += part;
@@ -322,10 +329,20 @@ static void net_state(struct virtio_device *device, struct state *state)
 	state_end(state);
 }
 
+/* Legacy drivers without the control queue's command set their address here (5.1.4.3). */
+static void config_write(struct virtio_device *device, unsigned offset, unsigned size, uint64_t value)
+{
+	struct virtio_net *card = (struct virtio_net *)device;
+
+	for (unsigned i = 0; device->legacy && i < size && offset + i < CONFIG_MAC + 6; i++)
+		card->config[offset + i] = (uint8_t)(value >> 8 * i);
+}
+
 static const struct virtio_ops ops = {
     .name = "virtio-net",
     .id = DEVICE_ID,
     .class_code = CLASS_CODE,
+    .config_write = config_write,
     .features_ok = features_ok,
     .activate = activate,
     .queue_notify = queue_notify,

@@ -1,4 +1,4 @@
-#include "devices/virtio/virtio_pci.h"
+#include "devices/virtio/virtio_pci_private.h"
 
 #include <errno.h>
 #include <string.h>
@@ -32,8 +32,6 @@
 #define ACCESS_OFFSET 8
 #define ACCESS_LENGTH 12
 #define ACCESS_DATA   16
-
-#define NO_VECTOR 0xffffu
 
 #define ISR_QUEUE  1u
 #define ISR_CONFIG 2u
@@ -76,7 +74,7 @@ static bool common_field(unsigned offset, unsigned *start, unsigned *width)
 	return false;
 }
 
-static struct virtio_queue *selected(struct virtio_pci *pci)
+struct virtio_queue *virtio_pci_selected(struct virtio_pci *pci)
 {
 	return pci->queue_select < pci->device->queue_count ? &pci->device->queue[pci->queue_select] : NULL;
 }
@@ -114,7 +112,7 @@ static void interrupt(void *transport, uint64_t queues, bool config, bool device
 		host->unlock(host->lock_owner);
 }
 
-static uint8_t isr_read(struct virtio_pci *pci)
+uint8_t virtio_pci_isr(struct virtio_pci *pci)
 {
 	uint8_t isr = pci->isr;
 
@@ -123,8 +121,7 @@ static uint8_t isr_read(struct virtio_pci *pci)
 	return isr;
 }
 
-/* A vector that is not there reads back as none (4.1.5.1.2). */
-static uint16_t vector_valid(const struct virtio_pci *pci, uint16_t vector)
+uint16_t virtio_pci_vector(const struct virtio_pci *pci, uint16_t vector)
 {
 	return vector < pci->msix.count ? vector : NO_VECTOR;
 }
@@ -136,11 +133,17 @@ static void forget_vectors(struct virtio_pci *pci)
 		atomic_store(&pci->queue_vector[i], NO_VECTOR);
 }
 
+void virtio_pci_after_reset(struct virtio_pci *pci)
+{
+	forget_vectors(pci);
+	virtio_pci_isr(pci);
+}
+
 /* ---- common configuration ---- */
 
 static uint32_t queue_read(struct virtio_pci *pci, unsigned reg)
 {
-	struct virtio_queue *queue = selected(pci);
+	struct virtio_queue *queue = virtio_pci_selected(pci);
 
 	if (!queue)
 		return reg == COMMON_QUEUE_VECTOR ? NO_VECTOR : 0; /* size 0: there is no such queue */
@@ -209,14 +212,14 @@ static void set_half(uint64_t *value, bool high, uint32_t half)
 
 static void queue_write(struct virtio_pci *pci, unsigned reg, uint32_t value)
 {
-	struct virtio_queue *queue = selected(pci);
+	struct virtio_queue *queue = virtio_pci_selected(pci);
 	bool packed;
 
 	if (!queue)
 		return;
 	switch (reg) {
 	case COMMON_QUEUE_VECTOR:
-		atomic_store(&pci->queue_vector[queue->index], vector_valid(pci, value));
+		atomic_store(&pci->queue_vector[queue->index], virtio_pci_vector(pci, value));
 		return;
 	case COMMON_QUEUE_ENABLE:
 		if (value == 1)
@@ -254,10 +257,8 @@ static void queue_write(struct virtio_pci *pci, unsigned reg, uint32_t value)
 static void status_write(struct virtio_pci *pci, uint8_t value)
 {
 	virtio_device_set_status(pci->device, value);
-	if (value == 0) {
-		forget_vectors(pci);
-		isr_read(pci);
-	}
+	if (value == 0)
+		virtio_pci_after_reset(pci);
 }
 
 static void common_write(struct virtio_pci *pci, unsigned reg, uint32_t value)
@@ -273,7 +274,7 @@ static void common_write(struct virtio_pci *pci, unsigned reg, uint32_t value)
 		virtio_device_select_features(pci->device, pci->driver_feature_select, value);
 		break;
 	case COMMON_CONFIG_VECTOR:
-		atomic_store(&pci->config_vector, vector_valid(pci, value));
+		atomic_store(&pci->config_vector, virtio_pci_vector(pci, value));
 		break;
 	case COMMON_STATUS:
 		status_write(pci, value);
@@ -322,7 +323,7 @@ static uint64_t registers_read(void *owner, uint64_t offset, unsigned size)
 	case COMMON_OFFSET:
 		return common_read_bytes(pci, reg, size);
 	case ISR_OFFSET:
-		return reg == 0 ? isr_read(pci) : 0;
+		return reg == 0 ? virtio_pci_isr(pci) : 0;
 	case DEVICE_OFFSET:
 		return virtio_config_read(pci->device, reg, size);
 	default:
@@ -435,7 +436,8 @@ static int add_capabilities(struct virtio_pci *pci)
 	return at < 0 ? at : 0;
 }
 
-int virtio_pci_init(struct virtio_pci *pci, struct pci_root *root, unsigned devfn, struct virtio_device *device)
+int virtio_pci_init(struct virtio_pci *pci, struct pci_root *root, unsigned devfn, struct virtio_device *device,
+                    bool transitional)
 {
 	struct pci_function *function = &pci->function;
 	int error;
@@ -450,7 +452,9 @@ int virtio_pci_init(struct virtio_pci *pci, struct pci_root *root, unsigned devf
 	function->config_written = config_written;
 	pci->device = device;
 	forget_vectors(pci);
-	error = pci_msix_init(&pci->msix, function, MSIX_BAR, device->queue_count + 1);
+	error = transitional ? virtio_pci_legacy_init(pci) : 0;
+	if (!error)
+		error = pci_msix_init(&pci->msix, function, MSIX_BAR, device->queue_count + 1);
 	if (!error)
 		error =
 		    pci_add_bar(function, REGISTERS_BAR, PCI_BAR_MEMORY64, false, REGISTERS_SIZE, &registers_ops, pci);
@@ -499,8 +503,8 @@ void virtio_pci_state(struct virtio_pci *pci, struct state *state)
 	if (!loading)
 		return;
 	pci->isr &= ISR_QUEUE | ISR_CONFIG;
-	atomic_store(&pci->config_vector, vector_valid(pci, config_vector));
+	atomic_store(&pci->config_vector, virtio_pci_vector(pci, config_vector));
 	for (unsigned i = 0; i < VIRTIO_QUEUES_MAX; i++)
-		atomic_store(&pci->queue_vector[i], vector_valid(pci, vectors[i]));
+		atomic_store(&pci->queue_vector[i], virtio_pci_vector(pci, vectors[i]));
 	pci_set_intx(&pci->function, pci->isr != 0);
 }

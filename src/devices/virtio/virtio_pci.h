@@ -1,6 +1,7 @@
 /*
- * Virtio over PCI (virtio 1.2 4.1), modern: a PCI function in front of a virtio device.
+ * Virtio over PCI (virtio 1.2 4.1), modern or transitional: a PCI function in front of a virtio device.
  *
+ *	BAR 0   transitional only: the legacy interface's ports (virtio_pci_legacy.c)
  *	BAR 1   MSI-X table and pending bits: vector 0 ... queues (the driver assigns them)
  *	BAR 4   0000h  common configuration (4.1.4.3)
  *	        1000h  interrupt status (4.1.4.5)
@@ -31,8 +32,9 @@ struct virtio_pci {
 	_Atomic uint16_t queue_vector[VIRTIO_QUEUES_MAX];
 };
 
-/* Plugs `device` (initialized) in at devfn, INTA. 0 or -errno. */
-int virtio_pci_init(struct virtio_pci *pci, struct pci_root *root, unsigned devfn, struct virtio_device *device);
+/* Plugs `device` (initialized) in at devfn, INTA. `transitional`: for drivers from before virtio 1.0, too. 0 or -errno. */
+int virtio_pci_init(struct virtio_pci *pci, struct pci_root *root, unsigned devfn, struct virtio_device *device,
+                    bool transitional);
 void virtio_pci_destroy(struct virtio_pci *pci);
 /* After pci_root_reset(): resets the device, too. */
 void virtio_pci_reset(struct virtio_pci *pci);
