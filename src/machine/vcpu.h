@@ -85,6 +85,11 @@ struct vcpu {
 	/* NATIVE_* classes that CR0, CR4 and XCR0 forbid now; recomputed by native_update_classes() after any of them
 	 * changed. */
 	uint8_t classes_disabled;
+	/*
+	 * An interrupt may wait for IF, for lower priority of the code that runs, or for the end of an NMI: attention was
+	 * taken back since somebody looked. False: nothing waits that will not set attention.
+	 */
+	bool interrupt_deferred;
 	/* The guest's x87/MMX registers are in the host's now; state.x87 is stale (native.h). */
 	bool x87_live;
 	bool mxcsr_live;  /* the same of MXCSR */

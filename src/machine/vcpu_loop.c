@@ -138,10 +138,9 @@ static void idle(struct vcpu *vcpu)
 		if (vcpu->state.activity == ACTIVITY_HALTED) {
 			if (seen & ATTENTION_NMI)
 				vcpu->state.nmi_pending = 1;
-			if (interrupts_deliverable(vcpu) && interrupts_take(vcpu)) {
-				vcpu->engine->state_changed(vcpu);
+			/* Engines take the state afresh when they run; nothing else that they keep has changed. */
+			if (interrupts_deliverable(vcpu) && interrupts_take(vcpu))
 				break;
-			}
 		}
 		sleep_until_kicked(vcpu);
 	}

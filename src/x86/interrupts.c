@@ -59,6 +59,7 @@ bool interrupts_take(struct vcpu *vcpu)
 		taken = maskable_take(vcpu);
 
 	/* What is still due and not blocked by IF or an NMI handler comes at the next boundary. */
+	vcpu->interrupt_deferred = true;
 	interrupt_window_opened(vcpu);
 	return taken;
 }
@@ -73,7 +74,9 @@ bool interrupts_deliverable(struct vcpu *vcpu)
 
 void interrupt_window_opened(struct vcpu *vcpu)
 {
-	if (vcpu->state.activity != ACTIVITY_SHUTDOWN && interrupts_deliverable(vcpu))
+	if (!maskable_pending(vcpu) && !nmi_pending(vcpu))
+		vcpu->interrupt_deferred = false;
+	else if (vcpu->state.activity != ACTIVITY_SHUTDOWN && interrupts_deliverable(vcpu))
 		atomic_fetch_or(&vcpu->attention, ATTENTION_INTERRUPT);
 }
 

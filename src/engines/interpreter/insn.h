@@ -100,6 +100,8 @@ struct block {
 #define MODE_FLAT    0x08u /* CS, DS, ES, SS are flat 4 GiB segments */
 #define MODE_ALIGN   0x10u /* alignment is checked: CR0.AM, EFLAGS.AC, CPL 3 */
 #define MODE_STEP    0x20u /* one instruction per block, nothing is chained */
+#define MODE_INNER   0x40u /* CPL 1 or 2: what is translated for supervisors runs at CPL 0 */
+#define MODE_CONTEXT 0x3fu /* the bits that are part of code_context, which has the CPL itself */
 
 #define JUMP_CACHE_BITS 11
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
@@ -277,6 +279,8 @@ ALWAYS_INLINE uint64_t following_rip(struct vcpu *vcpu, const struct insn *insn)
 void leave_exact(struct vcpu *vcpu, const struct insn *insn, bool refresh);
 /* The same, and run() returns. */
 void leave_exit(struct vcpu *vcpu, const struct insn *insn, enum exit_reason reason);
+/* Recomputes what code means after a change that set interpreter->refresh. */
+void interpreter_refresh(struct vcpu *vcpu);
 
 /* One step of the run loop's fault handling, for handlers of software interrupts: true when the debugger wants
  * exception `vector`. */

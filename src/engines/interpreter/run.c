@@ -112,6 +112,8 @@ static uint32_t mode_of(const struct cpu_state *s)
 	}
 	if ((s->cr0 & CR0_AM) && (s->rflags & FLAG_AC) && cpu_cpl(s) == 3)
 		mode |= MODE_ALIGN;
+	if (cpu_cpl(s) == 1 || cpu_cpl(s) == 2)
+		mode |= MODE_INNER;
 	return mode;
 }
 
@@ -125,7 +127,7 @@ static bool instruction_breakpoints(const struct cpu_state *s)
 	return false;
 }
 
-static void refresh(struct vcpu *vcpu)
+void interpreter_refresh(struct vcpu *vcpu)
 {
 	struct interpreter *interpreter = interpreter_of(vcpu);
 	const struct cpu_state *s = &vcpu->state;
@@ -145,8 +147,8 @@ static void refresh(struct vcpu *vcpu)
 		if ((++interpreter->linked_epoch & 0xffff) == 0)
 			mmu_forget(vcpu);
 	}
-	vcpu->code_context =
-	    mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 | interpreter->mode;
+	vcpu->code_context = mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 | cpu_cpl(s) << 6 |
+	                     (interpreter->mode & MODE_CONTEXT);
 }
 
 /* Leaves run(). */
@@ -359,7 +361,7 @@ static bool turn(struct vcpu *vcpu)
 	if (interpreter->refresh) {
 		if (unlikely(s->activity != ACTIVITY_RUNNING))
 			return leave(vcpu, s->activity == ACTIVITY_SHUTDOWN ? EXIT_SHUTDOWN : EXIT_HALT);
-		refresh(vcpu);
+		interpreter_refresh(vcpu);
 	}
 	bool events = atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || s->pending_debug;
 	if (unlikely(events)) {
@@ -415,6 +417,7 @@ static enum exit_reason interpreter_run(struct vcpu *vcpu)
 	vcpu->fault_target = &interpreter->fault;
 	vcpu->executing = NULL;
 	vcpu->mmu.stop = vcpu->mmu.watchpoint_hit = false;
+	vcpu->interrupt_deferred = true;
 	interpreter->pending = NULL;
 	interpreter->leave = false;
 	interpreter->refresh = true;

@@ -134,6 +134,9 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 
 	if (string_possible(item))
 		return KIND_STRING;
+	enum kind kind = classify_system(tr, item);
+	if (kind != KIND_GENERIC)
+		return kind;
 	if (is_jcc(m))
 		return classify_branch(tr, item, KIND_JCC, KIND_FALLBACK);
 	switch (m) {
@@ -311,6 +314,10 @@ static uint32_t flags_wanted_after(struct translation *tr, const struct item *la
 		if (last->slots)
 			return flags_wanted(tr, next);
 		return ALL_FLAGS;
+	case KIND_SYSTEM_END:
+		if (last->i.mnemonic == ZYDIS_MNEMONIC_STI)
+			return flags_wanted(tr, next);
+		return ALL_FLAGS;
 	case KIND_JMP_INDIRECT:
 	case KIND_CALL_INDIRECT:
 	case KIND_RET:
@@ -367,6 +374,8 @@ bool first_pass(struct translation *tr)
 		item->slot = find_slot(block, tr->count);
 		item->slots = count_slots(block, item, tr->count);
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
+		if (item->kind == KIND_SYSTEM || item->kind == KIND_SYSTEM_END)
+			item->read |= system_flags(item);
 		offset += item->i.length;
 		tr->count++;
 		if (item->kind == KIND_GENERIC && vector_need(item) > tr->vector)

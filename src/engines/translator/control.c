@@ -191,6 +191,9 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		                                         : 0),
 		              0);
 		break;
+	case KIND_SYSTEM_END:
+		translate_system_end(tr, item);
+		break;
 	default:
 		tr->failed = true;
 		break;
@@ -249,6 +252,8 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	struct pending p = tr->pending[n];
 
 	tr->in_register = p.in_register;
+	tr->view = p.view;
+	tr->code_view = p.code_view;
 	tr->in_memory = p.in_memory;
 	tr->pointers = p.pointers;
 	emit_fix(e, p.place);
@@ -288,10 +293,14 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		p.link->stub = e->at;
 		if (p.save)
 			emit_flags_save(e, t);
+		if (p.shadow)
+			emit_store_imm8(e, xabs(&t->vcpu->state.interrupt_shadow), SHADOW_STI);
 		emit_set_argument(tr, p.link);
 		emit_jump_to(e, t->exit_link);
 		break;
 	case PENDING_LINK:
+		if (p.shadow)
+			emit_store_imm8(e, xabs(&t->vcpu->state.interrupt_shadow), SHADOW_STI);
 		emit_set_argument(tr, p.link);
 		emit_jump_to(e, t->exit_link);
 		break;
@@ -309,6 +318,16 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_STRING:
 		emit_pending_string(tr, &p);
+		break;
+	case PENDING_CALL_OUT:
+		x87_emit_pointers(tr);
+		call_out(tr, p.item);
+		if (p.item->end_in_register)
+			emit_flags_restore(e, t);
+		emit_jump_to(e, p.item->end);
+		break;
+	case PENDING_SENSITIVE:
+		call_sensitive(tr, p.item);
 		break;
 	}
 }

@@ -64,6 +64,9 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	memset(p, 0, sizeof(*p));
 	p->kind = kind;
 	p->place = place;
+	p->shadow = tr->shadow;
+	p->view = tr->view;
+	p->code_view = tr->code_view;
 	p->in_register = tr->in_register;
 	p->in_memory = tr->in_memory;
 	p->pointers = tr->pointers;

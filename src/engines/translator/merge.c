@@ -187,7 +187,6 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 		/* fall through */
 	case KIND_SEGMENT_READ:
 	case KIND_DIRECTION:
-	case KIND_PAUSE:
 	case KIND_LEA:
 		if (!follow(m, item))
 			forget_written(m, item);

@@ -406,6 +406,7 @@ void translator_to_link(PARAMETERS)
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
+	vcpu->state.interrupt_shadow = 0; /* with nothing waiting, or in the first instruction */
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock && flushes == t->flushes) {
 		caches_catch_up(t);
@@ -562,6 +563,77 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 		return leave_behind(t, site, behind);
 	}
 	return SLOW_DONE;
+}
+
+/* Where translated code for state.rip is, if it is known how to get there. */
+static const uint8_t *known_target(struct translator *t, unsigned code_view)
+{
+	uint64_t rip = t->vcpu->state.rip;
+	unsigned n = rip & (XJUMP_SIZE - 1);
+
+	return t->jump_rip[code_view][n] == rip ? t->jump_host[code_view][n] : NULL;
+}
+
+/* Between two instructions, with all state exact: goes on at state.rip in translated code, if nothing else is to be done. */
+static uint64_t go_on_translated(struct translator *t)
+{
+	struct vcpu *vcpu = t->vcpu;
+	struct interpreter *interpreter = interpreter_of(vcpu);
+
+	if (interpreter->leave || vcpu->mmu.stop || vcpu->state.pending_debug || interpreter->cache_full ||
+	    interpreter->no_links || vcpu->state.activity != ACTIVITY_RUNNING ||
+	    atomic_load_explicit(&vcpu->attention, memory_order_relaxed))
+		return SLOW_LEAVE;
+	if (interpreter->refresh)
+		interpreter_refresh(vcpu);
+	if (interpreter->stepping || !translator_mode(interpreter->mode) || !cpu_canonical(vcpu->state.rip))
+		return SLOW_LEAVE;
+	vcpu->state.interrupt_shadow = 0;
+	vcpu->state.rflags &= ~FLAG_RF;
+	unsigned code_view = vcpu->mmu.view + (interpreter->mode == MODE_64 ? 0 : MMU_VIEWS);
+	t->flags = flags_load(vcpu);
+	announce(t);
+	caches_catch_up(t);
+	const uint8_t *host = known_target(t, code_view);
+	if (!host) {
+		atomic_store(&t->in_code, 0);
+		struct block *block = find_block(vcpu);
+		struct xblock *xblock = block ? xblock_of(vcpu, block) : NULL;
+		if (!xblock)
+			return SLOW_LEAVE;
+		caches_catch_up(t);
+		caches_enter_code(t, code_view, vcpu->state.rip, block->physical);
+		caches_enter_target(t, code_view, vcpu->state.rip, code_arena_executable(&t->arena, xblock->entry_b));
+		announce(t); /* may take it away again */
+		host = known_target(t, code_view);
+		if (!host) {
+			atomic_store(&t->in_code, 0);
+			return SLOW_LEAVE;
+		}
+	}
+	if (code_view >= MMU_VIEWS)
+		mode32_note_segments(t);
+	return (uintptr_t)host;
+}
+
+uint64_t translator_sensitive(struct translator *t)
+{
+	struct vcpu *vcpu = t->vcpu;
+	const struct xsite *site = (const struct xsite *)t->exit_argument;
+
+	t->counters.sensitive++;
+	step_out(t);
+	memcpy(t->called, site->slot, site->slots * sizeof(t->called[0]));
+	/* POPF and STI follow their block's links. */
+	if (site->no_links) {
+		memset(t->no_block.link, 0, sizeof(t->no_block.link));
+		t->called[site->slots - 1].pointer = &t->no_block;
+	}
+	vcpu->state.rip = site->rip;
+	vcpu->executing = NULL;
+	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	interpreter_of(vcpu)->pending = NULL;
+	return go_on_translated(t);
 }
 
 uint64_t translator_call_out(struct translator *t)

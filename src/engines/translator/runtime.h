@@ -25,6 +25,11 @@ uint64_t translator_slow(struct translator *t, uint64_t linear);
  * raise, and no others.
  */
 uint64_t translator_probe(struct translator *t, uint64_t linear);
+/*
+ * The interpreter does the terminal instruction of site exit_argument, which is in `sensitive_possible`: SLOW_LEAVE or the
+ * host address where it goes on. May raise.
+ */
+uint64_t translator_sensitive(struct translator *t);
 /* The interpreter does the instruction of site exit_argument: SLOW_DONE or SLOW_LEAVE. May raise. */
 uint64_t translator_call_out(struct translator *t);
 /* x87.c: FIP, FDP and FOP that translated code was behind with; registers are in the vCPU block. NULL: none. */

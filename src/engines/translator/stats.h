@@ -25,6 +25,7 @@
 	X(leave_event, "exits: interrupt or request waits")                                                            \
 	X(leave_call_out, "exits: what a called-out instruction did")                                                  \
 	X(call_outs, "instructions called out, block goes on")                                                         \
+	X(sensitive, "sensitive instructions called out, goes on translated")                                          \
 	X(leave_vector, "exits: vector registers wanted")                                                              \
 	X(leave_fault, "exits: host fault")                                                                            \
 	X(slow_miss, "slow accesses: filled the TLB")                                                                  \

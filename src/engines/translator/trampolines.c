@@ -269,6 +269,20 @@ static void emit_call_out(struct emitter *e, struct translator *t)
 	emit_return(e);
 }
 
+/* Jumped to with `exit_argument` the site of a terminal instruction that the interpreter is to do. */
+static void emit_sensitive(struct emitter *e, struct translator *t)
+{
+	t->sensitive = e->at;
+	emit_round_trip(e, t, (uintptr_t)translator_sensitive);
+	emit_group1(e, true, 7, R9, SLOW_LEAVE);
+	uint8_t *leave = emit_jump_if(e, CC_E);
+	emit_byte(e, 0x41); /* jmp r9 */
+	emit_byte(e, 0xff);
+	emit_byte(e, 0xe1);
+	emit_fix(e, leave);
+	emit_return(e);
+}
+
 /* Guest registers that a C function may change: guest number, host number. */
 static const uint8_t changed[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RSP, R11}, {RSI, RSI}, {RDI, RDI}, {R8, R8}};
 
@@ -327,6 +341,7 @@ bool translator_emit_trampolines(struct translator *t)
 	emit_slow(&e, t);
 	emit_probe(&e, t);
 	emit_call_out(&e, t);
+	emit_sensitive(&e, t);
 	emit_string(&e, t);
 	code_arena_publish();
 	return !e.full;

@@ -260,8 +260,8 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		case KIND_XLAT:
 			translate_xlat(tr, item);
 			break;
-		case KIND_PAUSE:
-			translate_pause(tr);
+		case KIND_SYSTEM:
+			translate_system(tr, item);
 			break;
 		default:
 			translate_terminal(tr, item);
@@ -271,6 +271,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		item->end_in_register = tr->in_register;
 	}
 	const struct item *last = &tr->item[tr->count - 1];
+	tr->shadow = false;
 	if (!ends_block(last)) {
 		uint64_t next = tr->rip + last->offset + last->i.length;
 
@@ -367,7 +368,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = 0;
-	tr->failed = tr->x87 = false;
+	tr->failed = tr->x87 = tr->shadow = false;
 	tr->vector = VECTOR_NONE;
 	tr->pointers = NULL;
 	tr->rip = t->vcpu->state.rip;

@@ -1,6 +1,6 @@
 /*
  * Instructions that have a way of their own: bit strings in memory, what reads segment registers, the direction flag,
- * XLAT, PAUSE.
+ * XLAT.
  */
 #include "engines/translator/translation.h"
 
@@ -24,7 +24,8 @@ enum kind classify_more(const struct item *item)
 	case ZYDIS_MNEMONIC_STD:
 		return KIND_DIRECTION;
 	case ZYDIS_MNEMONIC_PAUSE:
-		return item->i.raw.rex.B ? KIND_FALLBACK : KIND_PAUSE; /* with REX.B it is XCHG R8, RAX */
+		/* Who spins is found outside translated code most of the time, where nobody has to wait for it. */
+		return KIND_FALLBACK;
 	case ZYDIS_MNEMONIC_XLAT:
 		return item->i.address_width >= 32 ? KIND_XLAT : KIND_FALLBACK;
 	default:
@@ -176,10 +177,4 @@ void translate_xlat(struct translation *tr, const struct item *item)
 	emit_byte(e, 0x41); /* mov al, [r9] */
 	emit_byte(e, 0x8a);
 	emit_byte(e, 0x01);
-}
-
-void translate_pause(struct translation *tr)
-{
-	emit_byte(&tr->e, 0xf3);
-	emit_byte(&tr->e, 0x90);
 }

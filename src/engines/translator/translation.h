@@ -10,6 +10,7 @@
  *	x87.c        the x87 unit's instruction and data pointers
  *	translate_string.c, string_copy.c  string instructions
  *	translate_more.c  others that have a way of their own
+ *	translate_system.c   sensitive instructions
  */
 #pragma once
 
@@ -38,13 +39,14 @@ enum kind {
 	KIND_SEGMENT_READ,
 	KIND_DIRECTION,
 	KIND_XLAT,
-	KIND_PAUSE,
+	KIND_SYSTEM,
 	KIND_JMP,
 	KIND_JCC,
 	KIND_CALL,
 	KIND_JMP_INDIRECT,
 	KIND_CALL_INDIRECT,
 	KIND_RET,
+	KIND_SYSTEM_END,
 };
 
 struct item {
@@ -88,7 +90,9 @@ struct pending {
 		PENDING_STRING,
 		PENDING_GROUP,
 		PENDING_WINDOW,
-		PENDING_CONSTANT
+		PENDING_CONSTANT,
+		PENDING_CALL_OUT,
+		PENDING_SENSITIVE,
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -96,12 +100,14 @@ struct pending {
 	const struct item *item; /* of PENDING_SLOW */
 	struct xlink *link;
 	const struct insn *slot;
+	unsigned view, code_view;         /* of the translation, where it was jumped from */
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
 	uint32_t tag;                     /* of PENDING_SLOW: address of the tags */
 	uint64_t target;                  /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory;      /* where flags are */
 	bool save;
 	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
+	bool shadow;      /* of PENDING_LINK and _STUB: an interrupt shadow covers the target's first instruction */
 	bool restore;     /* and flags are wanted in EFLAGS at `resume` */
 };
 
@@ -112,7 +118,8 @@ struct translation {
 	struct item item[BLOCK_MAX];
 	unsigned count;
 	uint64_t rip;
-	unsigned view, code_view; /* enum mmu_view; below XVIEWS */
+	unsigned view, code_view; /* enum mmu_view; below XVIEWS: of what is emitted next (STAC and CLAC change it) */
+	bool shadow;              /* an STI was the last instruction */
 	/* Of the guest's code: 32-bit code, with a flat stack and 32-bit ESP and EIP. */
 	bool code32;
 	unsigned stack_size; /* bytes that PUSH, CALL and their like move: 8 or 4 */
@@ -191,6 +198,13 @@ void stack_address(struct translation *tr, unsigned reg, int displacement);
 void move_stack(struct translation *tr, unsigned reg, int displacement);
 void emit_store_stack32(struct translation *tr, uint32_t value);
 
+/* translate_system.c: sensitive instructions. KIND_GENERIC: none of them. */
+enum kind classify_system(struct translation *tr, const struct item *item);
+uint32_t system_flags(const struct item *item);
+void translate_system(struct translation *tr, const struct item *item);
+void translate_system_end(struct translation *tr, const struct item *item);
+void call_sensitive(struct translation *tr, const struct item *item);
+
 /* translate_string.c */
 bool string_possible(const struct item *item);
 void translate_string(struct translation *tr, const struct item *item);
@@ -202,7 +216,6 @@ void translate_bit_string(struct translation *tr, const struct item *item);
 void translate_segment_read(struct translation *tr, const struct item *item);
 void translate_direction(struct translation *tr, const struct item *item);
 void translate_xlat(struct translation *tr, const struct item *item);
-void translate_pause(struct translation *tr);
 
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);

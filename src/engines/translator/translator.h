@@ -113,6 +113,7 @@ struct xsite {
       uint8_t slots : 4;    /* of the instruction; 0: it is terminal, and left to the interpreter for good */
 	uint8_t length : 4; /* of the instruction */
 	bool write : 1, flags_in_register : 1;
+	bool no_links : 1;                /* the slot follows its block's links: not from a copy */
 	bool waits : 1;                   /* a pending x87 exception comes before the access */
 	bool masked : 1;                  /* the instruction may leave out bytes that would fault */
 	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
@@ -215,9 +216,10 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow, *call_out,
+	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow, *call_out, *sensitive,
 	    *string;                          /* trampolines, writable view */
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
+	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
 	struct xlink *links;
 	uint32_t link_count;
