@@ -44,10 +44,13 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	bool same_page = !((target ^ tr->rip) & ~0xfffull), backward = target <= from;
-	bool clobbers = !direct(tr, from, target);
+	uint32_t wanted = same_page ? flags_wanted(tr, target) : ALL_FLAGS;
+	/* A loop whose flags live on: the poll must not send them through memory. */
+	bool quietly = same_page && backward && tr->in_register && wanted;
+	bool clobbers = !direct(tr, from, target) && !quietly;
 
 	if (clobbers)
-		flags_keep(tr, same_page ? flags_wanted(tr, target) : ALL_FLAGS);
+		flags_keep(tr, wanted);
 	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
 	if (!same_page) {
 		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
@@ -58,7 +61,14 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
-	if (backward) {
+	if (quietly) {
+		emit_move(e, S1, RCX);
+		emit_load32(e, RCX, xabs(&t->vcpu->attention));
+		emit_byte(e, 0xe3); /* jrcxz over the jump */
+		emit_byte(e, 5);
+		pend(tr, PENDING_POLL, emit_jump(e))->link = link;
+		emit_move(e, RCX, S1);
+	} else if (backward) {
 		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
@@ -149,13 +159,20 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		unsigned opcode = tr->block->bytes[item->offset + item->i.raw.prefix_count];
 		unsigned condition =
 		    (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
-		uint64_t target = branch_target(tr, item);
+		uint64_t target = branch_target(tr, item), other = next;
+
+		/* What is backward is likely a loop, and stays in line. */
+		if (target <= from) {
+			condition ^= 1;
+			other = target;
+			target = next;
+		}
 		uint8_t *taken = emit_jump_if(e, condition);
 		if (direct(tr, from, target))
 			link_jump(tr, new_link(tr, target, tr->in_register), taken);
 		else
 			pend(tr, PENDING_TAKEN, taken)->target = target;
-		exit_direct(tr, from, next);
+		exit_direct(tr, from, other);
 		break;
 	}
 	case KIND_CALL:
@@ -295,6 +312,12 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 			emit_flags_save(e, t);
 		if (p.shadow)
 			emit_store_imm8(e, xabs(&t->vcpu->state.interrupt_shadow), SHADOW_STI);
+		emit_set_argument(tr, p.link);
+		emit_jump_to(e, t->exit_link);
+		break;
+	case PENDING_POLL:
+		emit_move(e, RCX, S1);
+		emit_flags_save(e, t);
 		emit_set_argument(tr, p.link);
 		emit_jump_to(e, t->exit_link);
 		break;
