@@ -56,12 +56,14 @@ static void choose_segments(struct draft *d)
 	test->selector[SEG_CS] = ISA_SELECTOR_CODE32;
 	if (!test->ldt)
 		return;
+	/* Half of 32-bit code has flat segments but for FS and GS, as systems have them: the translator's case. */
+	bool flat = test->mode == 32 && random_percent(random, 50);
 	if (test->mode == 16)
 		test->selector[SEG_CS] = ISA_LDT(random_percent(random, 80) ? LDT_CODE16 : LDT_CODE16_EXECUTE);
-	else if (random_percent(random, 30))
+	else if (!flat && random_percent(random, 30))
 		test->selector[SEG_CS] = ISA_LDT(code32[random_below(random, 3)]);
 	for (unsigned i = 0; i < 6; i++) {
-		if (i == SEG_CS || random_percent(random, test->mode == 16 ? 15 : 55))
+		if (i == SEG_CS || (flat && i < SEG_FS) || random_percent(random, test->mode == 16 ? 15 : 55))
 			continue;
 		uint8_t index = test->mode == 16 ? data16[random_below(random, 8)] : data32[random_below(random, 8)];
 

@@ -7,18 +7,22 @@
 
 /*
  * Only 64-bit code can form an address that is not canonical (SDM 1 3.3.7.1). Flat 32-bit code reaches the segment's
- * limit only at the very end of the 4 GiB.
+ * limit only at the very end of the 4 GiB; through FS and GS, which have been checked and may have a base, an operand can
+ * lie across it.
  */
-bool operand_in_range(struct vcpu *vcpu, uint64_t linear, unsigned size)
+bool operand_in_range(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
 {
 	if (likely(cpu_64bit_code(&vcpu->state)))
 		return cpu_canonical(linear) && cpu_canonical(linear + size - 1);
-	return !(interpreter_of(vcpu)->mode & MODE_FLAT) || linear + size - 1 <= 0xffffffff;
+	if (!(interpreter_of(vcpu)->mode & MODE_FLAT) || linear + size - 1 <= 0xffffffff)
+		return true;
+	return insn->segment_base == offsetof(struct vcpu, state.segment[SEG_FS].base) ||
+	       insn->segment_base == offsetof(struct vcpu, state.segment[SEG_GS].base);
 }
 
 void slow_check(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size)
 {
-	if (unlikely(!operand_in_range(vcpu, linear, size)))
+	if (unlikely(!operand_in_range(vcpu, insn, linear, size)))
 		x86_raise(vcpu, insn->stack_segment ? VECTOR_SS : VECTOR_GP);
 }
 

@@ -72,7 +72,7 @@ uint64_t slow_read(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, 
 void slow_write(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size, uint64_t value);
 /* For read-modify-write: what a write would raise comes first. */
 uint64_t slow_read_for_write(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size);
-bool operand_in_range(struct vcpu *vcpu, uint64_t linear, unsigned size);
+bool operand_in_range(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size);
 void slow_check(struct vcpu *vcpu, const struct insn *insn, uint64_t linear, unsigned size);
 
 /* Raises #AC when alignment is checked (CR0.AM, EFLAGS.AC, CPL 3) and `linear` is not a multiple of `size`, a power of

@@ -64,13 +64,20 @@ struct insn *emit(struct decoder *d, any_handler run)
 	return insn;
 }
 
+/* What the slot behind an address slot has to know of the segment. */
+static void copy_segment(struct insn *insn)
+{
+	insn->stack_segment = insn[-1].stack_segment;
+	insn->segment_base = insn[-1].segment_base;
+}
+
 struct insn *emit_terminal(struct decoder *d, any_handler run)
 {
 	struct insn *insn = emit(d, run);
 
 	insn->base = insn->index = insn->segment_base = 0;
 	if (insn > d->block->insn && insn[-1].offset == insn->offset) /* behind its address slot */
-		insn->stack_segment = insn[-1].stack_segment;
+		copy_segment(insn);
 	insn->scale = d->instruction.length;
 	insn->pointer = d->block;
 	d->terminal = true;
@@ -142,7 +149,7 @@ static struct insn *emit_operand(struct decoder *d, const ZydisDecodedOperand *o
 	enum segment_register segment = operand_segment(operand);
 	unsigned address_size = fill_address(d, insn, operand);
 
-	if (decoder_64(d) && (segment == SEG_FS || segment == SEG_GS))
+	if (segment == SEG_FS || segment == SEG_GS)
 		insn->segment_base = (uint16_t)offsetof(struct vcpu, state.segment[segment].base);
 	insn->stack_segment = segment == SEG_SS;
 	*kind = address_kind(d, insn, segment, address_size, write);
@@ -174,7 +181,7 @@ struct insn *emit_memory_at(struct decoder *d, const ZydisDecodedOperand *operan
 {
 	emit_address(d, operand, size, write);
 	struct insn *insn = emit(d, run);
-	insn->stack_segment = insn[-1].stack_segment;
+	copy_segment(insn);
 	return insn;
 }
 
@@ -189,7 +196,7 @@ struct insn *emit_memory(struct decoder *d, const ZydisDecodedOperand *operand, 
 		return insn;
 	}
 	insn = emit(d, (any_handler){.run_at = table[KIND_AT].run_at});
-	insn->stack_segment = insn[-1].stack_segment;
+	copy_segment(insn);
 	return insn;
 }
 

@@ -277,7 +277,9 @@ ALWAYS_INLINE uint64_t following_rip(struct vcpu *vcpu, const struct insn *insn)
 /* Back to the run loop after a sensitive instruction; state.rip and rflags are exact. `refresh`: code may mean
  * something else now. */
 void leave_exact(struct vcpu *vcpu, const struct insn *insn, bool refresh);
-/* The same, and run() returns. */
+/* After a load of a data segment: does code mean something else now than the blocks that run were decoded for? */
+bool code_mode_changed(const struct vcpu *vcpu);
+/* leave_exact(), and run() returns. */
 void leave_exit(struct vcpu *vcpu, const struct insn *insn, enum exit_reason reason);
 /* Recomputes what code means after a change that set interpreter->refresh. */
 void interpreter_refresh(struct vcpu *vcpu);

@@ -134,11 +134,11 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
  */
 static void check_operand(struct vcpu *vcpu, const struct insn *insn, const struct native_form *form, uint64_t linear)
 {
-	bool in_range = operand_in_range(vcpu, linear, form->memory_size);
+	bool in_range = operand_in_range(vcpu, insn, linear, form->memory_size);
 
 	native_check_operand(vcpu, form, in_range || form->alignment > 1 ? linear : linear & ~63ull);
 	/* 80 bits are two accesses: the first one's page comes before the second one's address. */
-	if (form->first_access && operand_in_range(vcpu, linear, form->first_access)) {
+	if (form->first_access && operand_in_range(vcpu, insn, linear, form->first_access)) {
 		if (!in_range)
 			native_check_alignment(vcpu, linear, form->natural_alignment);
 		mmu_translate(vcpu, linear, form->writes_memory ? MMU_WRITE : MMU_READ, vcpu->mmu.view);

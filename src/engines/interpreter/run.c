@@ -117,6 +117,11 @@ static uint32_t mode_of(const struct cpu_state *s)
 	return mode;
 }
 
+bool code_mode_changed(const struct vcpu *vcpu)
+{
+	return mode_of(&vcpu->state) != (interpreter_of((struct vcpu *)vcpu)->mode & ~MODE_STEP);
+}
+
 static bool instruction_breakpoints(const struct cpu_state *s)
 {
 	if (!(s->dr[7] & DR7_ANY))

@@ -8,28 +8,38 @@
 #include "engines/interpreter/stack.h"
 #include "x86/system.h"
 
-/* A load of SS keeps interrupts and debug traps away from the next instruction (SDM 3A 6.8.3). */
-static void loaded(struct vcpu *vcpu, const struct insn *insn, enum segment_register segment)
+/*
+ * A load of SS keeps interrupts and debug traps away from the next instruction (SDM 3A 6.8.3): it is terminal. After one of
+ * another the block goes on, but where DS or ES has become flat, or is it no more.
+ */
+static void loaded(PARAMETERS, uint64_t block_rip)
 {
-	if (segment == SEG_SS)
+	if (insn->b == SEG_SS) {
 		vcpu->state.interrupt_shadow = SHADOW_MOV_SS;
-	vcpu->state.rip = following_rip(vcpu, insn);
-	leave_exact(vcpu, insn, true);
+		vcpu->state.rip = following_rip(vcpu, insn);
+		return leave_exact(vcpu, insn, true);
+	}
+	if (likely(!code_mode_changed(vcpu)))
+		EXACT_LEAVE;
+	vcpu->state.rip = (block_rip + insn[1].offset) & interpreter_of(vcpu)->rip_mask;
+	return leave_exact(vcpu, insn, true);
 }
 
 /* MOV to a segment register: a is the source, b the segment. */
 static void mov_to_segment(PARAMETERS)
 {
-	exact_enter(vcpu, insn, flags);
+	uint64_t block_rip = exact_enter(vcpu, insn, flags);
+
 	segment_load(vcpu, (enum segment_register)insn->b, REG16(insn->a));
-	return loaded(vcpu, insn, (enum segment_register)insn->b);
+	return loaded(ARGUMENTS, block_rip);
 }
 
 static void mov_to_segment_memory(PARAMETERS, uint64_t linear)
 {
-	exact_enter(vcpu, insn, flags);
+	uint64_t block_rip = exact_enter(vcpu, insn, flags);
+
 	segment_load(vcpu, (enum segment_register)insn->b, (uint16_t)slow_read(vcpu, insn, linear, 2));
-	return loaded(vcpu, insn, (enum segment_register)insn->b);
+	return loaded(ARGUMENTS, block_rip);
 }
 
 /* MOV from one: scale is the register's width. */
@@ -63,9 +73,7 @@ static void push_segment(PARAMETERS)
 
 static void pop_segment(PARAMETERS)
 {
-	uint64_t pointer = stack_pointer(vcpu);
-
-	exact_enter(vcpu, insn, flags);
+	uint64_t pointer = stack_pointer(vcpu), block_rip = exact_enter(vcpu, insn, flags);
 	uint16_t selector = (uint16_t)stack_read(vcpu, pointer, insn->a);
 	/* POP SS: the pointer moves by the old stack's address size. */
 	uint64_t mask = stack_mask(vcpu), moved = pointer + insn->a;
@@ -74,7 +82,7 @@ static void pop_segment(PARAMETERS)
 		write16(vcpu, GPR_OFFSET(RSP), (uint16_t)moved);
 	else
 		vcpu->state.gpr[RSP] = moved & mask;
-	return loaded(vcpu, insn, (enum segment_register)insn->b);
+	return loaded(ARGUMENTS, block_rip);
 }
 
 /* LES, LDS, LSS, LFS, LGS: base is the offset's size. */
@@ -251,11 +259,14 @@ static bool mov_decode(struct decoder *d)
 	if (is_segment(to)) {
 		if (segment_number(to) == SEG_CS)
 			return false;
-		if (is_memory(from)) {
+		bool stack = segment_number(to) == SEG_SS;
+		if (is_memory(from) && stack) {
 			emit_address(d, from, 2, false);
 			insn = emit_terminal(d, mov_to_segment_memory);
+		} else if (is_memory(from)) {
+			insn = emit_memory_at(d, from, 2, false, mov_to_segment_memory);
 		} else {
-			insn = emit_terminal(d, mov_to_segment);
+			insn = stack ? emit_terminal(d, mov_to_segment) : emit(d, mov_to_segment);
 			insn->a = (uint8_t)register_offset(from->reg.value);
 		}
 		insn->b = segment_number(to);
@@ -280,9 +291,10 @@ static bool stack_segment_decode(struct decoder *d, bool pop)
 
 	if (!is_segment(&d->operand[0]))
 		return false;
-	insn = pop ? emit_terminal(d, pop_segment) : emit(d, push_segment);
+	uint8_t segment = segment_number(&d->operand[0]);
+	insn = !pop ? emit(d, push_segment) : segment == SEG_SS ? emit_terminal(d, pop_segment) : emit(d, pop_segment);
 	insn->a = (uint8_t)(d->instruction.operand_width / 8);
-	insn->b = segment_number(&d->operand[0]);
+	insn->b = segment;
 	return true;
 }
 

@@ -13,6 +13,11 @@ bool is_memory(const ZydisDecodedOperand *o)
 	return o->type == ZYDIS_OPERAND_TYPE_MEMORY;
 }
 
+bool is_segment(const ZydisDecodedOperand *o)
+{
+	return o->type == ZYDIS_OPERAND_TYPE_REGISTER && ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_SEGMENT;
+}
+
 /* Whether an explicit memory operand is one that lower_address() can do. */
 bool address_possible(const struct item *item)
 {
@@ -38,10 +43,13 @@ static enum kind classify_push_pop(const struct translation *tr, const struct it
 	if (item->i.operand_width != tr->stack_size * 8)
 		return KIND_FALLBACK;
 	if (o->type == ZYDIS_OPERAND_TYPE_REGISTER)
-		return operand_gpr(o, &high) >= 0 ? kind : KIND_FALLBACK;
-	if (kind != KIND_PUSH)
+		return operand_gpr(o, &high) >= 0 || (kind == KIND_PUSH && is_segment(o)) ? kind : KIND_FALLBACK;
+	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
+		return kind;
+	if (!address_possible(item) || (kind == KIND_POP && tr->code32 && !mode32_possible(item)))
 		return KIND_FALLBACK;
-	return o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE || address_possible(item) ? kind : KIND_FALLBACK;
+	/* POP's address counts with the stack pointer behind it: the displacement grows. */
+	return kind == KIND_PUSH || tr->code32 || o->mem.disp.value <= INT32_MAX - 8 ? kind : KIND_FALLBACK;
 }
 
 static enum kind classify_branch(const struct translation *tr, const struct item *item, enum kind direct,
@@ -93,6 +101,8 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 		return classify_more(item);
 	if (item->form->special && !item->form->masked)
 		return KIND_FALLBACK;
+	if (tr->code32 && !mode32_possible(item))
+		return KIND_FALLBACK;
 	if (item->form->bit_string)
 		return KIND_BIT_STRING;
 	/* With F3 the host's would be LZCNT and TZCNT, which the guest's CPU does not have then. */
@@ -100,8 +110,6 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	    (item->i.attributes & (ZYDIS_ATTRIB_HAS_REP | ZYDIS_ATTRIB_HAS_REPE | ZYDIS_ATTRIB_HAS_REPNE)))
 		return KIND_FALLBACK;
 	if (item->i.mnemonic == ZYDIS_MNEMONIC_FNINIT || !x87_possible(item)) /* FNINIT clears the pointers */
-		return KIND_FALLBACK;
-	if (tr->code32 && !mode32_possible(item))
 		return KIND_FALLBACK;
 	/* More registers than there are scratch ones: only where no host fault can come meanwhile. */
 	bool high = has_high(item) && item->form->memory_size;

@@ -44,6 +44,16 @@ void emit_op_abs(struct emitter *e, bool wide, unsigned opcode, unsigned reg, ui
 	emit_u32(e, abs);
 }
 
+void emit_load16(struct emitter *e, unsigned reg, uint32_t abs)
+{
+	emit_rex(e, false, reg, 0, 0);
+	emit_byte(e, 0x0f);
+	emit_byte(e, 0xb7);
+	emit_byte(e, 0x04 | (reg & 7) << 3);
+	emit_byte(e, 0x25);
+	emit_u32(e, abs);
+}
+
 void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, int32_t disp)
 {
 	emit_rex(e, wide, reg, 0, base);

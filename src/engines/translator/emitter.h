@@ -55,6 +55,8 @@ static inline void emit_store32(struct emitter *e, unsigned reg, uint32_t abs)
 {
 	emit_op_abs(e, false, 0x89, reg, abs);
 }
+/* movzx reg, word [abs] */
+void emit_load16(struct emitter *e, unsigned reg, uint32_t abs);
 static inline void emit_move(struct emitter *e, unsigned to, unsigned from)
 {
 	emit_op_reg(e, true, 0x89, from, to);

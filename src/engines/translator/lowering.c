@@ -276,10 +276,10 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 	if (item->group != NO_GROUP)
 		return group_member(tr, item, item->group, (unsigned)ZydisRegisterGetId(o->mem.base), disp,
 		                    item->position, size, write);
-	if (!tr->code32 && item->i.address_width == 64 && o->mem.index == ZYDIS_REGISTER_NONE &&
+	if ((tr->code32 || item->i.address_width == 64) && o->mem.index == ZYDIS_REGISTER_NONE &&
 	    (o->mem.base == ZYDIS_REGISTER_NONE || o->mem.base == ZYDIS_REGISTER_RIP) &&
 	    o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS) {
-		uint64_t address = (uint64_t)disp;
+		uint64_t address = (uint64_t)disp & tr->rip_mask;
 
 		if (o->mem.base == ZYDIS_REGISTER_RIP)
 			address += tr->rip + item->offset + item->i.length;
@@ -297,7 +297,7 @@ struct host_memory lower_stack(struct translation *tr, const struct item *item, 
 		return group_member(tr, item, item->stack_group, reg, displacement, item->stack_position,
 		                    tr->stack_size, write);
 	flags_keep(tr, item->live_before);
-	stack_address(tr, reg == RSP ? GUEST_RSP : reg, displacement);
+	address_in(tr, reg == RSP ? GUEST_RSP : reg, displacement);
 	lower_check(tr, item, tr->stack_size, write);
 	return (struct host_memory){.base = S1, .index = NO_REGISTER};
 }

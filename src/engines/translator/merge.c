@@ -204,6 +204,10 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 		m->value[RSP].offset -= 8;
 		break;
 	case KIND_POP:
+		if (is_memory(&item->operand[0])) {
+			forget_all(m);
+			break;
+		}
 		join_stack(tr, m, n, RSP, 0, false);
 		m->value[RSP].offset += 8;
 		fresh(m, (unsigned)operand_gpr(&item->operand[0], &high));

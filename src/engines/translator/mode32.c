@@ -62,7 +62,7 @@ void mode32_segment(struct translation *tr, const struct item *item, enum segmen
 	emit_op_abs(e, false, 0x03, S1, xabs(&t->vcpu->state.segment[segment].base)); /* add: modulo 4 GiB */
 }
 
-void stack_address(struct translation *tr, unsigned reg, int displacement)
+void address_in(struct translation *tr, unsigned reg, int displacement)
 {
 	if (displacement)
 		emit_lea_full(&tr->e, !tr->code32, false, S1, reg, NO_REGISTER, 0, displacement);
@@ -73,13 +73,4 @@ void stack_address(struct translation *tr, unsigned reg, int displacement)
 void move_stack(struct translation *tr, unsigned reg, int displacement)
 {
 	emit_lea_full(&tr->e, !tr->code32, false, GUEST_RSP, reg, NO_REGISTER, 0, displacement);
-}
-
-/* mov dword [S1], value */
-void emit_store_stack32(struct translation *tr, uint32_t value)
-{
-	emit_byte(&tr->e, 0x41);
-	emit_byte(&tr->e, 0xc7);
-	emit_byte(&tr->e, 0x01);
-	emit_u32(&tr->e, value);
 }

@@ -558,6 +558,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 		native_x87_load(vcpu);
 	step_in(t, live);
 	caches_catch_up(t);
+	mode32_note_segments(t);
 	if (unlikely(t->emptied && site->inside)) {
 		step_out(t);
 		return leave_behind(t, site, behind);

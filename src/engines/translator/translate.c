@@ -112,6 +112,11 @@ static void translate_generic(struct translation *tr, const struct item *item)
 	}
 }
 
+static uint32_t selector_abs(const struct translation *tr, const ZydisDecodedOperand *o)
+{
+	return xabs(&tr->t->vcpu->state.segment[ZydisRegisterGetId(o->reg.value)].selector);
+}
+
 static void translate_lea(struct translation *tr, const struct item *item)
 {
 	bool high;
@@ -147,14 +152,42 @@ static void translate_push(struct translation *tr, const struct item *item)
 	} else if (is_memory(o)) {
 		emit_load(e, S2, xabs(&tr->t->target));
 		emit_access(tr, 0x89, S2, &where);
+	} else if (is_segment(o)) {
+		emit_load16(e, S2, selector_abs(tr, o));
+		emit_access(tr, 0x89, S2, &where);
 	} else {
 		emit_access(tr, 0x89, value_of(tr, (unsigned)operand_gpr(o, &high), S2), &where);
 	}
 	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
 
+/* The destination is checked before anything changes: a fault there leaves the stack pointer. */
+static void translate_pop_memory(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+	ZydisDecodedOperand o = item->operand[0];
+
+	flags_keep(tr, item->live_before);
+	address_in(tr, GUEST_RSP, 0);
+	lower_check(tr, item, tr->stack_size, false);
+	emit_op_base(e, !tr->code32, 0x8b, S1, S1, 0);
+	emit_store(e, S1, xabs(&tr->t->target));
+	if (o.mem.base == ZYDIS_REGISTER_ESP || o.mem.base == ZYDIS_REGISTER_RSP) {
+		o.mem.disp.value = (o.mem.disp.has_displacement ? o.mem.disp.value : 0) + (int)tr->stack_size;
+		o.mem.disp.has_displacement = true;
+	}
+	lower_memory(tr, item, &o, tr->stack_size, true);
+	emit_load(e, S2, xabs(&tr->t->target));
+	emit_op_base(e, !tr->code32, 0x89, S2, S1, 0);
+	move_stack(tr, GUEST_RSP, (int)tr->stack_size);
+}
+
 static void translate_pop(struct translation *tr, const struct item *item)
 {
+	if (is_memory(&item->operand[0])) {
+		translate_pop_memory(tr, item);
+		return;
+	}
 	bool high;
 	unsigned guest = (unsigned)operand_gpr(&item->operand[0], &high), to = result_in(guest, S2);
 	struct host_memory where = lower_stack(tr, item, RSP, 0, false);

@@ -129,12 +129,7 @@ void translate_segment_read(struct translation *tr, const struct item *item)
 	bool high;
 	unsigned guest = (unsigned)operand_gpr(&item->operand[0], &high);
 
-	emit_byte(e, 0x44); /* movzx r10d, word [selector] */
-	emit_byte(e, 0x0f);
-	emit_byte(e, 0xb7);
-	emit_byte(e, 0x14);
-	emit_byte(e, 0x25);
-	emit_u32(e, xabs(&tr->t->vcpu->state.segment[segment].selector));
+	emit_load16(e, S2, xabs(&tr->t->vcpu->state.segment[segment].selector));
 	if (item->operand[0].size == 16) {
 		emit_byte(e, 0x66);
 		if (guest >= R9 && guest <= R11)

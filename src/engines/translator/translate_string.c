@@ -7,8 +7,8 @@
  *	the same for rdi; r9 = guest - host rsi; r10 = guest - host rdi
  *	rep movs; lea rsi, [rsi + r9]; lea rdi, [rdi + r10]
  *
- * No fault comes while RSI and RDI are host addresses: the TLB knows only RAM. In 32-bit code the registers' upper halves
- * are zero, and the last LEA is a 32-bit one.
+ * No fault comes while RSI and RDI are host addresses: the TLB knows only RAM. In 32-bit code the last LEA is a 32-bit
+ * one; upper halves that are not zero (64-bit code left them) are no page's, and so the helper's.
  */
 #include "engines/translator/translation.h"
 #include "memory/memory.h"
@@ -157,7 +157,7 @@ static void translate_single(struct translation *tr, const struct item *item, en
 	p->restore = compare && item->live_after;
 	tr->in_register = false;
 	if (source) {
-		emit_move(e, S1, RSI);
+		address_in(tr, RSI, 0);
 		lower_check(tr, item, size, false);
 		emit_sized(e, 0x8a, operation == XSTRING_LODS ? RAX : S2, size);
 		if (destination)
@@ -166,7 +166,7 @@ static void translate_single(struct translation *tr, const struct item *item, en
 		from = RAX;
 	}
 	if (destination) {
-		emit_move(e, S1, RDI);
+		address_in(tr, RDI, 0);
 		lower_check(tr, item, size, !compare);
 		if (source)
 			emit_load(e, S2, value);

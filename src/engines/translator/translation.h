@@ -149,6 +149,7 @@ bool is_memory(const ZydisDecodedOperand *o);
 bool address_possible(const struct item *item);
 unsigned scratch_needed(const struct item *item);
 bool has_high(const struct item *item);
+bool is_segment(const ZydisDecodedOperand *o);
 
 /* lowering.c */
 uint32_t gpr_abs(const struct translation *tr, unsigned guest);
@@ -194,10 +195,9 @@ void emit_group_miss(struct translation *tr, const struct pending *p);
 /* mode32.c */
 bool mode32_possible(const struct item *item);
 void mode32_segment(struct translation *tr, const struct item *item, enum segment_register segment, unsigned size);
-/* The address at register + displacement on the stack into S1; moving the stack pointer to there. No flags. */
-void stack_address(struct translation *tr, unsigned reg, int displacement);
+/* The address register + displacement, of 32 bits in 32-bit code, into S1; the stack pointer becomes it. No flags. */
+void address_in(struct translation *tr, unsigned reg, int displacement);
 void move_stack(struct translation *tr, unsigned reg, int displacement);
-void emit_store_stack32(struct translation *tr, uint32_t value);
 
 /* translate_system.c: sensitive instructions. KIND_GENERIC: none of them. */
 enum kind classify_system(struct translation *tr, const struct item *item);
