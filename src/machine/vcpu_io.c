@@ -4,6 +4,7 @@
  */
 #include "machine/vcpu.h"
 
+#include <stdlib.h>
 #include <sys/mman.h>
 
 #include "devices/bus.h"
@@ -134,5 +135,6 @@ void vcpu_free(struct vcpu *vcpu)
 		return;
 	if (__lsan_unregister_root_region)
 		__lsan_unregister_root_region(vcpu, sizeof(*vcpu));
+	free(vcpu->thread);
 	munmap(vcpu, sizeof(*vcpu));
 }

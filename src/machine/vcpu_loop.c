@@ -31,7 +31,8 @@ struct vcpu_thread {
 
 void vcpu_kick(struct vcpu *vcpu, uint32_t attention)
 {
-	struct vcpu_thread *thread = vcpu->thread;
+	/* Another vCPU's may not have been started yet, when the first ones run already. */
+	struct vcpu_thread *thread = __atomic_load_n(&vcpu->thread, __ATOMIC_ACQUIRE);
 
 	atomic_fetch_or(&vcpu->attention, attention);
 	if (vcpu->engine && vcpu->engine->kick)
@@ -100,15 +101,16 @@ static void take_init(struct vcpu *vcpu)
 static void take_sipi(struct vcpu *vcpu)
 {
 	struct cpu_state *state = &vcpu->state;
+	uint8_t vector = __atomic_load_n(&state->sipi_vector, __ATOMIC_RELAXED); /* the next may be on its way */
 
 	if (state->activity != ACTIVITY_WAIT_FOR_SIPI)
 		return;
-	state->segment[SEG_CS].selector = (uint16_t)(state->sipi_vector << 8);
-	state->segment[SEG_CS].base = (uint64_t)state->sipi_vector << 12;
+	state->segment[SEG_CS].selector = (uint16_t)(vector << 8);
+	state->segment[SEG_CS].base = (uint64_t)vector << 12;
 	state->rip = 0;
 	state->activity = ACTIVITY_RUNNING;
 	vcpu->engine->state_changed(vcpu);
-	trace(vcpu->trace, TRACE_IRQ, (int)vcpu->index, "SIPI vector %#x", state->sipi_vector);
+	trace(vcpu->trace, TRACE_IRQ, (int)vcpu->index, "SIPI vector %#x", vector);
 }
 
 static void take_requests(struct vcpu *vcpu)
@@ -201,15 +203,15 @@ static void *vcpu_main(void *argument)
 
 int vcpu_thread_start(struct vcpu *vcpu)
 {
-	struct vcpu_thread *thread = calloc(1, sizeof(*thread));
+	struct vcpu_thread *thread = vcpu->thread ? vcpu->thread : calloc(1, sizeof(*thread));
 	sigset_t all, old;
 	char name[16];
 
 	if (!thread)
 		return -ENOMEM;
-	vcpu->thread = thread;
 	cpu_set_t processors;
 	thread->may_poll = sched_getaffinity(0, sizeof(processors), &processors) == 0 && CPU_COUNT(&processors) > 1;
+	__atomic_store_n(&vcpu->thread, thread, __ATOMIC_RELEASE);
 	/* Signals meant for the process go to the event loop's thread; a fault of generated code is the engine's and
 	 * cannot be blocked. */
 	sigfillset(&all);
@@ -222,8 +224,6 @@ int vcpu_thread_start(struct vcpu *vcpu)
 	int error = pthread_create(&thread->thread, NULL, vcpu_main, vcpu);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (error) {
-		vcpu->thread = NULL;
-		free(thread);
 		return -error;
 	}
 	snprintf(name, sizeof(name), "cpu%u", vcpu->index);
@@ -233,9 +233,7 @@ int vcpu_thread_start(struct vcpu *vcpu)
 
 void vcpu_thread_join(struct vcpu *vcpu)
 {
-	struct vcpu_thread *thread = vcpu->thread;
+	struct vcpu_thread *thread = vcpu->thread; /* stays until vcpu_free(): others may still kick */
 
 	pthread_join(thread->thread, NULL);
-	vcpu->thread = NULL;
-	free(thread);
 }
