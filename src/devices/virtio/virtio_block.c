@@ -9,7 +9,7 @@
 
 #define DEVICE_ID  2
 #define CLASS_CODE 0x010000
-#define QUEUE_SIZE 256
+#define QUEUE_SIZE 1024 /* also of what one request may consist: 1 MiB of scattered pages shall be one */
 #define QUEUES_MAX 16
 #define SECTOR     512u
 
@@ -49,7 +49,7 @@ enum { STATUS_OK, STATUS_IOERR, STATUS_UNSUPP };
 #define ZERO_UNMAP    1u
 #define RANGES_MAX    16u
 #define RANGE_LONGEST (4u << 20) /* sectors: 2 GiB */
-#define SHARE         QUEUE_SIZE /* chains taken before others have their turn */
+#define SHARE         256u       /* chains taken before others have their turn */
 
 struct range {
 	uint64_t sector;
