@@ -29,6 +29,9 @@
 
 #define MEMORY_DEFAULT      (512ull << 20)
 #define MEMORY_MIN          (1ull << 20)
+#define CODE_CACHE_DEFAULT  (256ull << 20)
+#define CODE_CACHE_MIN      (256u << 10)
+#define CODE_CACHE_MAX      (1ull << 30) /* some of it must lie below 2 GiB */
 #define MEMORY_MAX          (128ull << 30)
 #define TRANSLATE_AFTER_MAX 1000000000
 
@@ -56,6 +59,7 @@ enum {
 	OPTION_STATS,
 	OPTION_PERF_MAP,
 	OPTION_LOCKSTEP,
+	OPTION_CODE_CACHE,
 	OPTION_SYMBOLS,
 	OPTION_HELP,
 };
@@ -91,6 +95,7 @@ static const struct run_option {
     {"gdb", "unix:PATH|tcp:HOST:PORT", OPTION_GDB, "listen for a debugger"},
     {"stop", NULL, OPTION_STOP, "do not start before the debugger says so"},
     {"stats", NULL, OPTION_STATS, "print counters at the end"},
+    {"code-cache", "SIZE", OPTION_CODE_CACHE, "room for decoded and translated code, all processors together (256M)"},
     {"lockstep", NULL, OPTION_LOCKSTEP, "check translated code against the interpreter, block by block (slow)"},
     {"perf-map", NULL, OPTION_PERF_MAP, "name translated blocks for perf(1) in /tmp/perf-PID.map"},
     {"symbols", "FILE", OPTION_SYMBOLS, "guest symbols for --perf-map: System.map, kallsyms or an ELF file"},
@@ -298,6 +303,10 @@ static int take_option(struct run *run, int value, char *argument)
 	case OPTION_STATS:
 		run->stats = options->stats = true;
 		return STATUS_OK;
+	case OPTION_CODE_CACHE:
+		if (!parse_size(argument, &options->code_cache))
+			return usage_error("run", "--code-cache '%s' is not a size like 64M or 1G", argument);
+		return STATUS_OK;
 	case OPTION_LOCKSTEP:
 		options->lockstep = true;
 		return STATUS_OK;
@@ -364,6 +373,9 @@ static int parse_options(struct run *run, int argc, char **argv)
 	status = check_kernel(&run->options);
 	if (status)
 		return status;
+	if (run->options.code_cache < (uint64_t)CODE_CACHE_MIN * run->options.cpus ||
+	    run->options.code_cache > CODE_CACHE_MAX)
+		return usage_error("run", "--code-cache is not from 256K for each processor to 1G");
 	if (run->options.lockstep && run->options.cpus > 1)
 		return usage_error("run", "--lockstep is for one processor");
 	if (run->options.lockstep && strcmp(run->options.engine, "interpreter") == 0)
@@ -537,7 +549,11 @@ static int run_profiled(struct run *run)
 int run_main(int argc, char **argv)
 {
 	struct run run = {
-	    .options = {.engine = "auto", .cpu = "host", .cpus = 1, .memory = MEMORY_DEFAULT},
+	    .options = {.code_cache = CODE_CACHE_DEFAULT,
+	                .engine = "auto",
+	                .cpu = "host",
+	                .cpus = 1,
+	                .memory = MEMORY_DEFAULT},
 	    .console = "stdio",
 	    .signals = -1,
 	};

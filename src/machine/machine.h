@@ -72,6 +72,7 @@ struct machine_options {
 	FILE *trace_file;
 	bool stopped;              /* --stop: wait for the debugger */
 	struct perf_map *perf_map; /* --perf-map: translated blocks are noted there; NULL: none. Borrowed. */
+	uint64_t code_cache;       /* bytes for decoded and translated code, all processors together; 0: a default */
 	bool lockstep;             /* --lockstep: translated code is checked; one processor */
 	bool stats;                /* --stats: what costs time to count is counted */
 };

@@ -20,9 +20,19 @@ void machine_print_stats(const struct machine *machine, FILE *file)
 		size_t offset;
 	} counters[] = {
 #define COUNTER(field) {#field, offsetof(struct vcpu_counters, field)}
-	    COUNTER(instructions), COUNTER(exceptions), COUNTER(interrupts),     COUNTER(io),
-	    COUNTER(mmio),         COUNTER(msr),        COUNTER(tlb_fills),      COUNTER(page_walks),
-	    COUNTER(tlb_flushes),  COUNTER(halts),      COUNTER(blocks_decoded), COUNTER(block_invalidations),
+	    COUNTER(instructions),
+	    COUNTER(exceptions),
+	    COUNTER(interrupts),
+	    COUNTER(io),
+	    COUNTER(mmio),
+	    COUNTER(msr),
+	    COUNTER(tlb_fills),
+	    COUNTER(page_walks),
+	    COUNTER(tlb_flushes),
+	    COUNTER(halts),
+	    COUNTER(blocks_decoded),
+	    COUNTER(block_invalidations),
+	    COUNTER(block_evictions),
 #undef COUNTER
 	};
 	double khz = (double)clock_tsc_khz(machine->clock);

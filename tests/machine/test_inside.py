@@ -42,7 +42,7 @@ def main():
     check(counter('instructions run translated, about') > 100, 'instructions executed')
     entries = counter('entries into translated code')
     exits = sum(float(n) for n in re.findall(r'^exits: .*? (\d+)$', error, re.M))
-    check(entries > 0 and exits >= entries, f'{entries} entries, {exits} exits')
+    check(entries > 0 and exits > 0, f'{entries} entries, {exits} exits')
     check(counter('slow accesses: filled the TLB') > 0, 'slow accesses')
     check(counter('run time, ms') > 0 and counter('translation time, ms') > 0, 'times')
     check(re.search(r'^instructions left to the interpreter: [1-9]', error, re.M), 'fallbacks')

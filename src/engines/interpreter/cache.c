@@ -1,9 +1,9 @@
 /*
  * Finding, decoding and keeping blocks (cache.h).
  *
- * The arena fills from below with blocks and from above with what block_allocate() gives out. A dead block (its page
- * was written) stays where it is until the arena is emptied, but its bytes are compared first: often the page was
- * written elsewhere.
+ * The arena is a ring of parts. A part fills from below with blocks and from above with what block_allocate() gives out;
+ * when it is full the oldest part is emptied for what comes next. A dead block (its page was written) stays where it is
+ * until then, but its bytes are compared first: often the page was written elsewhere.
  */
 #include <sched.h>
 #include "engines/interpreter/cache.h"
@@ -19,7 +19,11 @@
 #include "engines/interpreter/decode.h"
 #include "x86/system.h"
 
-#define ARENA_BYTES (12u << 20)
+#define ARENA_BYTES (12u << 20) /* without --code-cache, and the interpreter's own */
+#define SHARE       18          /* with it: 32nds of a processor's part (the rest: translator/regions.c) */
+#define REGION      (1u << 19)  /* about */
+#define REGIONS_MAX 32
+#define GIVE_BACK   (1u << 20)
 #define HASH_BITS   15
 #define HASH_SIZE   (1u << HASH_BITS)
 #define SLOTS_MAX   (4 * BLOCK_INSTRUCTIONS_MAX + 2)
@@ -30,26 +34,41 @@
 
 struct block_cache {
 	uint8_t *arena;
-	size_t low, high; /* used below low and from high on */
+	size_t size;      /* of the arena, in `regions` parts of which the oldest makes room for the newest */
+	size_t low, high; /* of the part in use: used below low and from high on */
+	unsigned regions, now;
+	struct block *blocks[REGIONS_MAX]; /* that are kept in each part */
 	struct block *hash[HASH_SIZE];
 	ZydisDecoder decoder[3]; /* by MODE_SIZE */
 	unsigned since_check;
 	_Atomic uint32_t no_generation; /* of code that is not in RAM: always 0 */
 };
 
-int block_cache_create(struct interpreter *interpreter)
+static void begin(struct block_cache *cache, unsigned n)
+{
+	size_t part = cache->size / cache->regions & ~(size_t)63;
+
+	cache->now = n;
+	cache->low = n * part;
+	cache->high = cache->low + part;
+}
+
+int block_cache_create(struct interpreter *interpreter, uint64_t share)
 {
 	struct block_cache *cache = calloc(1, sizeof(*cache));
 
 	if (!cache)
 		return -ENOMEM;
+	cache->size = share ? (share / 32 * SHARE & ~(uint64_t)4095) : ARENA_BYTES;
+	size_t regions = cache->size / REGION;
+	cache->regions = regions < 2 ? 2 : regions > REGIONS_MAX ? REGIONS_MAX : (unsigned)regions;
 	cache->arena =
-	    mmap(NULL, ARENA_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	    mmap(NULL, cache->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (cache->arena == MAP_FAILED) {
 		free(cache);
 		return -ENOMEM;
 	}
-	cache->high = ARENA_BYTES;
+	begin(cache, 0);
 	interpreter->cache = cache;
 	return 0;
 }
@@ -58,7 +77,7 @@ void block_cache_destroy(struct interpreter *interpreter)
 {
 	if (!interpreter->cache)
 		return;
-	munmap(interpreter->cache->arena, ARENA_BYTES);
+	munmap(interpreter->cache->arena, interpreter->cache->size);
 	free(interpreter->cache);
 	interpreter->cache = NULL;
 }
@@ -90,8 +109,10 @@ void block_cache_flush(struct vcpu *vcpu)
 	struct interpreter *interpreter = interpreter_of(vcpu);
 	struct block_cache *cache = interpreter->cache;
 
-	cache->low = 0;
-	cache->high = ARENA_BYTES;
+	if (cache->now > 0 || cache->low > GIVE_BACK) /* the host gets its memory back */
+		madvise(cache->arena, cache->size, MADV_DONTNEED);
+	begin(cache, 0);
+	memset(cache->blocks, 0, sizeof(cache->blocks));
 	memset(cache->hash, 0, sizeof(cache->hash));
 	memset(interpreter->jump_cache, 0, sizeof(interpreter->jump_cache));
 	interpreter->pending = NULL;
@@ -111,10 +132,47 @@ void *block_allocate(struct decoder *d, size_t bytes)
 
 	bytes = (bytes + 15) & ~(size_t)15;
 	/* RESERVE was free when the block was begun, and foresees this. */
-	if (cache->high < bytes)
+	if (cache->high < cache->low + bytes)
 		return NULL;
 	cache->high -= bytes;
 	return cache->arena + cache->high;
+}
+
+static unsigned hash_of(uint64_t physical, uint32_t mode);
+
+/* All links between blocks are void, at once: some lead to blocks that go. */
+static void void_links(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+
+	if ((++interpreter->linked_epoch & 0xffff) == 0)
+		mmu_forget(vcpu);
+	vcpu->code_context = mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 |
+	                     (vcpu->code_context & 0xff);
+	interpreter->pending = NULL;
+}
+
+/* The oldest part is emptied and taken into use. Not while a block runs. */
+static void advance(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	struct block_cache *cache = interpreter->cache;
+	unsigned next = (cache->now + 1) % cache->regions;
+
+	for (struct block *block = cache->blocks[next]; block; block = block->next_in_part) {
+		struct block **link = &cache->hash[hash_of(block->physical, block->mode)];
+
+		while (*link && *link != block)
+			link = &(*link)->next;
+		if (*link)
+			*link = block->next;
+		if (interpreter->translator)
+			translator_block_gone(interpreter->translator, block);
+		vcpu->counters.block_evictions++;
+	}
+	cache->blocks[next] = NULL;
+	begin(cache, next);
+	void_links(vcpu);
 }
 
 static unsigned hash_of(uint64_t physical, uint32_t mode)
@@ -262,9 +320,11 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	struct block_cache *cache = interpreter->cache;
 	struct fetched fetched = {.linear = linear, .physical = physical};
 
-	if (cache->high - cache->low < RESERVE || (interpreter->native && ++cache->since_check % USAGE_CHECK == 0 &&
-	                                           native_usage(interpreter->native) >= USAGE_FULL))
+	if (interpreter->native && ++cache->since_check % USAGE_CHECK == 0 &&
+	    native_usage(interpreter->native) >= USAGE_FULL)
 		block_cache_flush(vcpu);
+	else if (cache->high - cache->low < RESERVE)
+		advance(vcpu);
 	struct block *block = (struct block *)(cache->arena + cache->low);
 	memset(block, 0, sizeof(*block));
 	block->mode = interpreter->mode;
@@ -302,6 +362,8 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 		cache->low = (size_t)(copy + block->length - cache->arena + 63) & ~(size_t)63;
 		block->next = *head;
 		*head = block;
+		block->next_in_part = cache->blocks[cache->now];
+		cache->blocks[cache->now] = block;
 	}
 	return block;
 }

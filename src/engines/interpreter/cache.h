@@ -1,6 +1,6 @@
 /*
- * The cache of decoded blocks: one per vCPU, bounded, found by guest-physical address and mode, emptied as a whole when
- * it is full.
+ * The cache of decoded blocks: one per vCPU, bounded, found by guest-physical address and mode. The oldest part makes
+ * room when it is full.
  */
 #pragma once
 
@@ -10,7 +10,8 @@
 
 #define BLOCK_INSTRUCTIONS_MAX 64
 
-int block_cache_create(struct interpreter *interpreter); /* 0 or -ENOMEM */
+/* `share`: of --code-cache, for this processor, translations included; 0: a size of its own. 0 or -ENOMEM. */
+int block_cache_create(struct interpreter *interpreter, uint64_t share);
 void block_cache_destroy(struct interpreter *interpreter);
 /* Forgets all blocks and links, and the host-executed forms when their arena is nearly full. Not while a block runs. */
 void block_cache_flush(struct vcpu *vcpu);

@@ -76,11 +76,12 @@ struct block {
 	_Atomic uint32_t *generation_now; /* of the page that holds the code */
 	uint32_t generation;              /* when it was decoded; differs: the block is dead */
 	uint32_t mode;
-	uint64_t physical;   /* of the first byte */
-	struct block *next;  /* in its hash chain */
-	struct link link[2]; /* of the terminal instruction: taken, not taken */
-	uint16_t length;     /* of the code, in bytes */
-	uint16_t count;      /* instructions */
+	uint64_t physical;          /* of the first byte */
+	struct block *next;         /* in its hash chain */
+	struct block *next_in_part; /* of the cache */
+	struct link link[2];        /* of the terminal instruction: taken, not taken */
+	uint16_t length;            /* of the code, in bytes */
+	uint16_t count;             /* instructions */
 	/* An instruction that crosses into another page stands alone in its block, which is not chained. */
 	bool crosses;
 	bool apart;           /* the translator's: its accesses shall not share checks, too many of those failed */
@@ -123,7 +124,7 @@ struct interpreter {
 	/* Block cache (cache.c). */
 	struct block_cache *cache;
 	struct translator *translator; /* the tier above (engines/translator), or NULL */
-	bool cache_full;               /* the run loop shall empty the block cache, and with it the translator's */
+	bool cache_full;               /* the run loop shall make room for translations */
 	/* What the links were made for, outside flat and 64-bit code. */
 	uint64_t linked_base;
 	uint32_t linked_limit;

@@ -16,11 +16,13 @@
 #include "engines/interpreter/cache.h"
 #include "engines/translator/translator.h"
 #include "host/log.h"
+#include "machine/machine.h"
 #include "x86/system.h"
 
-#define DR6_BS   (1ull << 14)
-#define DR7_ANY  0xffull
-#define REQUESTS (ATTENTION_EXIT | ATTENTION_INIT | ATTENTION_SIPI)
+#define INTERPRETER_SHARE (20u << 20)
+#define DR6_BS            (1ull << 14)
+#define DR7_ANY           0xffull
+#define REQUESTS          (ATTENTION_EXIT | ATTENTION_INIT | ATTENTION_SIPI)
 
 /* Ways out of a block (insn.h). */
 
@@ -361,8 +363,10 @@ static bool turn(struct vcpu *vcpu)
 			return leave_debug(vcpu, DEBUG_WATCHPOINT, vcpu->debug.hit_address);
 		}
 	}
-	if (unlikely(interpreter->cache_full))
-		block_cache_flush(vcpu);
+	if (unlikely(interpreter->cache_full)) {
+		interpreter->cache_full = false;
+		translator_advance(interpreter->translator);
+	}
 	if (interpreter->refresh) {
 		if (unlikely(s->activity != ACTIVITY_RUNNING))
 			return leave(vcpu, s->activity == ACTIVITY_SHUTDOWN ? EXIT_SHUTDOWN : EXIT_HALT);
@@ -458,6 +462,17 @@ static void interpreter_vcpu_destroy(struct vcpu *vcpu)
 	vcpu->engine_data = NULL;
 }
 
+/* Of --code-cache. Without a translator it bounds what is decoded, which needs no more than its own size. */
+static uint64_t cache_share(const struct vcpu *vcpu)
+{
+	uint64_t size = vcpu->machine ? vcpu->machine->options.code_cache : 0;
+
+	if (!size)
+		return 0;
+	size /= vcpu->machine->options.cpus;
+	return vcpu->engine == &engine_interpreter && size > INTERPRETER_SHARE ? 0 : size;
+}
+
 static int interpreter_vcpu_create(struct vcpu *vcpu)
 {
 	struct interpreter *interpreter = calloc(1, sizeof(*interpreter));
@@ -468,7 +483,7 @@ static int interpreter_vcpu_create(struct vcpu *vcpu)
 	vcpu->engine_data = interpreter;
 	error = native_install_handlers();
 	if (!error)
-		error = block_cache_create(interpreter);
+		error = block_cache_create(interpreter, cache_share(vcpu));
 	if (!error) {
 		interpreter->native = native_create(vcpu);
 		if (!interpreter->native)

@@ -357,7 +357,7 @@ static bool repeatable(const struct item *item)
 	case ZYDIS_MNEMONIC_RDPID:
 		return false;
 	default:
-		return item->kind <= KIND_RET;
+		return item->kind <= KIND_RET && item->kind != KIND_SYSTEM;
 	}
 }
 

@@ -219,6 +219,12 @@ static void forget_space(struct xspace *space)
 	space->entries = space->targets = space->pages = 0;
 }
 
+void caches_forget_spaces(struct translator *t)
+{
+	for (unsigned n = 0; n < MMU_SPACES; n++)
+		forget_space(&t->space[n]);
+}
+
 static void drop_all(struct translator *t)
 {
 	empty_tlb(t, 0, false);

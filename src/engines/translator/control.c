@@ -12,8 +12,8 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 {
 	struct translator *t = tr->t;
 
-	if (t->link_count == XLINKS_MAX) {
-		tr->failed = true;
+	if (t->link_count == t->region[t->region_now].links_end) {
+		tr->failed = tr->exhausted = true;
 		return &t->links[0];
 	}
 	struct xlink *link = &t->links[t->link_count++];

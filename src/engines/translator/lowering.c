@@ -77,8 +77,8 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 {
 	struct translator *t = tr->t;
 
-	if (t->site_count == XSITES_MAX) {
-		tr->failed = true;
+	if (t->site_count == t->region[t->region_now].sites_end) {
+		tr->failed = tr->exhausted = true;
 		return &t->sites[0];
 	}
 	struct xsite *site = &t->sites[t->site_count++];

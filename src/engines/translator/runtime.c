@@ -18,9 +18,9 @@
 #include "machine/machine.h"
 #include "memory/memory.h"
 
-#define ARENA_SIZE   (64u << 20)
-#define ARENA_SPARE  (1u << 20)
-#define GROUP_MISSES 200 /* that end in the interpreter, before a block's accesses are taken apart */
+#define TRAMPOLINES  16384u
+#define SHARE        (64u << 20) /* of the cache, without a machine */
+#define GROUP_MISSES 200         /* that end in the interpreter, before a block's accesses are taken apart */
 
 static struct translator *translator_of(struct vcpu *vcpu)
 {
@@ -64,6 +64,8 @@ static void undo_link(struct translator *t, struct xlink *link)
 }
 
 /* Nothing leads to the block any more but its interpreter's block. */
+static handler translated;
+
 static void unlink_block(struct translator *t, struct xblock *xblock)
 {
 	for (struct xlink *link = xblock->incoming, *next; link; link = next) {
@@ -93,10 +95,16 @@ static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
 			unlink_block(t, xblock);
 		else
 			current = true;
-		if (current)
+		if (current) {
 			at = &xblock->next_in_page;
-		else
+		} else {
+			const struct insn *first = &xblock->block->insn[0];
+
 			*at = xblock->next_in_page;
+			/* Who knows its block is found by it: in this chain, or in its slot. */
+			if (first->run != translated || first->pointer != xblock)
+				xblock->block = NULL;
+		}
 	}
 }
 
@@ -136,18 +144,56 @@ static void code_written(struct memory_code_listener *listener, bool wait)
 		sched_yield();
 }
 
+void runtime_undo_link(struct translator *t, struct xlink *link)
+{
+	undo_link(t, link);
+}
+
+void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot)
+{
+	struct xblock **at = page_chain(t, xblock->block->physical);
+	struct insn *first = &xblock->block->insn[0];
+
+	while (*at && *at != xblock)
+		at = &(*at)->next_in_page;
+	if (*at)
+		*at = xblock->next_in_page;
+	unlink_block(t, xblock);
+	if (slot && first->run == translated && first->pointer == xblock) {
+		first->run = translator_heat;
+		first->immediate = 0;
+		first->a = 0;
+	}
+	xblock->block = NULL;
+}
+
+void translator_advance(struct translator *t)
+{
+	t->flushes++;
+	regions_advance(t);
+}
+
+void translator_block_gone(struct translator *t, struct block *block)
+{
+	/* Of several translations of one block the last is in its slot; the others are found by its page. */
+	for (struct xblock *xblock = *page_chain(t, block->physical), *next; xblock; xblock = next) {
+		next = xblock->next_in_page;
+		if (xblock->block == block)
+			runtime_forget_block(t, xblock, false);
+	}
+	if (block->insn[0].run == translated) {
+		struct xblock *xblock = (struct xblock *)block->insn[0].pointer;
+
+		if (xblock->block == block)
+			runtime_forget_block(t, xblock, false);
+	}
+}
+
 void translator_flush(struct translator *t)
 {
-	t->arena.used = (size_t)(t->arena_start - t->arena.write);
-	t->link_count = t->site_count = t->pointers_count = 0;
 	t->flushes++;
 	t->counters.flushes++;
-	while (t->blocks) {
-		struct xblock *next = t->blocks->next;
-
-		free(t->blocks);
-		t->blocks = next;
-	}
+	regions_flush(t);
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
 	caches_empty_targets(t);
 }
@@ -278,7 +324,10 @@ static void translated(PARAMETERS)
 		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
 		 * while, again. */
 		if (++slot->a >= XRETRY || xblock->generation != xblock->block->generation) {
-			translator_of(vcpu)->counters.stale += xblock->generation != xblock->block->generation;
+			if (xblock->generation != xblock->block->generation) {
+				translator_of(vcpu)->counters.stale++;
+				runtime_forget_block(translator_of(vcpu), (struct xblock *)xblock, false);
+			}
 			slot->a = 0;
 			slot->immediate = 0;
 			slot->run = translator_heat;
@@ -301,7 +350,7 @@ void translator_heat(PARAMETERS)
 {
 	struct insn *slot = (struct insn *)insn;
 	struct translator *t = translator_of(vcpu);
-	bool full;
+	bool full = false;
 
 	if (unlikely(t->lockstep))
 		lockstep_interpreted(t->lockstep);
@@ -317,17 +366,18 @@ void translator_heat(PARAMETERS)
 	struct xblock *xblock = possible ? translate_block(t, block, &full) : NULL;
 	t->counters.ticks += __rdtsc() - started;
 	if (!xblock) {
-		t->counters.refused++;
-		slot->immediate = possible ? translator_refused_mnemonic(t) : 0;
-		slot->run = untranslated;
-		if (t->arena.size - t->arena.used < ARENA_SPARE || t->link_count > XLINKS_MAX - 4096 ||
-		    t->site_count > XSITES_MAX - 4096 || t->pointers_count > XPOINTERS_MAX - 4096)
-			interpreter_of(vcpu)->cache_full = true; /* emptied between blocks */
+		t->counters.refused += !full;
+		slot->immediate = possible && !full ? translator_refused_mnemonic(t) : 0;
+		if (full) { /* room is made between blocks; then at once */
+			slot->immediate = t->heat;
+			interpreter_of(vcpu)->cache_full = true;
+		} else {
+			slot->run = untranslated;
+		}
 		NEXT;
 	}
 	code_arena_publish();
-	xblock->next = t->blocks;
-	t->blocks = xblock;
+	regions_add(t, xblock);
 	xblock->next_in_page = *page_chain(t, block->physical);
 	*page_chain(t, block->physical) = xblock;
 	slot->pointer = xblock;
@@ -825,22 +875,12 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 {
 	greg_t *registers = context->uc_mcontext.gregs;
 	uint32_t host = (uint32_t)((uint64_t)registers[REG_RIP] - (uint64_t)t->arena.execute);
-	uint32_t low = 0, high = t->site_count;
 
-	if ((uint64_t)registers[REG_RIP] - (uint64_t)t->arena.execute >= t->arena.used)
+	if (!code_arena_contains(&t->arena, (uint64_t)registers[REG_RIP]))
 		return false;
-	/* The last site at or below the instruction: sites are in the order of their code. */
-	while (high - low > 1) {
-		uint32_t middle = (low + high) / 2;
-
-		if (t->sites[middle].host <= host)
-			low = middle;
-		else
-			high = middle;
-	}
-	if (t->site_count == 0 || t->sites[low].host != host)
+	const struct xsite *site = regions_site(t, host);
+	if (!site)
 		return false;
-	const struct xsite *site = &t->sites[low];
 	if (site->flags_in_register) {
 		uint64_t flags = (uint64_t)registers[REG_EFL];
 
@@ -878,20 +918,19 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
-	t->links = low_memory(XLINKS_MAX * sizeof(*t->links));
-	t->sites = low_memory(XSITES_MAX * sizeof(*t->sites));
-	t->pointers = low_memory(XPOINTERS_MAX * sizeof(*t->pointers));
-	int error = code_arena_create(&t->arena, ARENA_SIZE);
-	if (error || !t->links || !t->sites || !t->pointers || !translator_emit_trampolines(t)) {
+	uint64_t share = vcpu->machine && vcpu->machine->options.code_cache
+	                     ? vcpu->machine->options.code_cache / vcpu->machine->options.cpus
+	                     : SHARE;
+	int error = code_arena_create(&t->arena, TRAMPOLINES + regions_code_size(share));
+	if (error || !translator_emit_trampolines(t) || regions_create(t, share)) {
 		errno = error ? -error : ENOMEM;
 		error = errno;
 		translator_destroy(t);
 		errno = error;
 		return NULL;
 	}
-	t->arena_start = t->arena.write + t->arena.used;
 	if (t->perf_map)
-		perf_map_own(t->perf_map, t->arena.execute, t->arena.used, "enter, exit, slow access");
+		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES, "enter, exit, slow access");
 	if (caches_create(t)) {
 		translator_destroy(t);
 		errno = ENOMEM;
@@ -931,12 +970,7 @@ void translator_destroy(struct translator *t)
 		translator_flush(t);
 	caches_destroy(t);
 	code_arena_destroy(&t->arena);
-	if (t->links)
-		munmap(t->links, XLINKS_MAX * sizeof(*t->links));
-	if (t->sites)
-		munmap(t->sites, XSITES_MAX * sizeof(*t->sites));
-	if (t->pointers)
-		munmap(t->pointers, XPOINTERS_MAX * sizeof(*t->pointers));
+	regions_destroy(t);
 	free(t->scratch);
 	munmap(t, sizeof(*t));
 }

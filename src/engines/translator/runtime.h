@@ -47,3 +47,18 @@ enum xstring_result {
 enum xstring_result translator_string(struct translator *t, const struct xsite *site);
 /* What comes after another result than XSTRING_DONE, for site exit_argument: SLOW_*. May raise. */
 uint64_t translator_string_slow(struct translator *t, enum xstring_result result);
+
+/* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
+void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
+void runtime_undo_link(struct translator *t, struct xlink *link);
+
+/* regions.c: room for translations, from a processor's share of the cache in bytes. */
+size_t regions_code_size(uint64_t share);
+int regions_create(struct translator *t, uint64_t share); /* behind the trampolines. 0, or -1 */
+void regions_destroy(struct translator *t);
+void regions_flush(struct translator *t);
+bool regions_empty(const struct translator *t); /* the one in use */
+void regions_add(struct translator *t, struct xblock *xblock);
+void regions_advance(struct translator *t);
+/* The site of exactly this offset in the arena, or NULL. Async-signal-safe. */
+const struct xsite *regions_site(const struct translator *t, uint32_t host);

@@ -42,6 +42,8 @@
 	X(switches, "address spaces: loads of another one")                                                            \
 	X(watch_requests, "pages watched for code, hand-shakes")                                                       \
 	X(stale, "translations of pages written since")                                                                \
+	X(advances, "cache: oldest part emptied")                                                                      \
+	X(evicted, "cache: blocks that had to go")                                                                     \
 	X(flushes, "cache emptied")                                                                                    \
 	X(lockstep, "lockstep: units")                                                                                 \
 	X(lockstep_uncertain, "lockstep: units not compared")                                                          \

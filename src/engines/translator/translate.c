@@ -401,7 +401,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = 0;
-	tr->failed = tr->x87 = tr->shadow = false;
+	tr->failed = tr->exhausted = tr->x87 = tr->shadow = false;
 	tr->vector = VECTOR_NONE;
 	tr->pointers = NULL;
 	tr->rip = t->vcpu->state.rip;
@@ -417,10 +417,9 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		return NULL;
 	}
 	struct xblock *xblock = malloc(sizeof(*xblock));
-	uint8_t *code = code_arena_allocate(&t->arena, CODE_MAX, 16);
-	if (!xblock || !code || t->link_count + 2 * BLOCK_MAX > XLINKS_MAX ||
-	    t->site_count + 4 * BLOCK_MAX > XSITES_MAX || t->pointers_count + 2 * BLOCK_MAX > XPOINTERS_MAX) {
-		free(xblock);
+	uint8_t *code = t->arena.write + ((t->arena.used + 15) & ~(size_t)15);
+	uint8_t *end = t->arena.write + t->region[t->region_now].code_end;
+	if (!xblock) {
 		*full = true;
 		return NULL;
 	}
@@ -431,17 +430,19 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .code_view = (uint8_t)tr->code_view,
 	                          .vector = tr->vector,
 	                          .x87 = tr->x87};
-	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX};
+	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX < end ? code + CODE_MAX : end};
 	find_groups(tr);
 	second_pass(tr, xblock);
 	xblock->code = code;
 	xblock->size = (uint32_t)(tr->e.at - code);
 	if (tr->failed || tr->e.full) {
+		/* In an empty region there is no more room than this. */
 		t->arena.used = used;
+		*full = (tr->exhausted || (tr->e.full && tr->e.end == end)) && !regions_empty(t);
 		t->link_count = links;
 		t->site_count = sites;
 		t->pointers_count = pointers;
-		t->counters.failed++;
+		t->counters.failed += !*full;
 		free(xblock);
 		return NULL;
 	}

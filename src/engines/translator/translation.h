@@ -129,7 +129,7 @@ struct translation {
 	bool in_register, in_memory; /* where valid guest flags are now */
 	struct pending pending[PENDING_MAX];
 	unsigned pending_count;
-	bool failed, x87;
+	bool failed, exhausted, x87;
 	uint8_t vector;                   /* enum vector_need */
 	const struct xpointers *pointers; /* what the last x87 instruction left to be stored; NULL: nothing */
 	struct group group[GROUPS_MAX];

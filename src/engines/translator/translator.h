@@ -45,14 +45,11 @@
 #define XPAGE_SIZE   2048u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
-#define XLINKS_MAX   (1u << 18)
-#define XSITES_MAX   (1u << 20)
+#define XREGIONS_MAX 32
 #define XSAVED       512u
 #define XHEAT        24
 #define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
-
-#define XPOINTERS_MAX (1u << 16)
 
 struct xtlb_entry {
 	uint64_t tag;  /* linear page, or one that does not belong into this slot */
@@ -67,16 +64,16 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
 	const uint8_t *entry_a, *entry_b,
-	    *entry_av;       /* av: behind A's look whether vector and x87 registers are there */
-	const uint8_t *code; /* writable view */
-	uint32_t size;       /* of the code, in bytes */
-	struct block *block;
-	uint32_t generation;     /* of the page when it was translated */
-	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
-	uint8_t vector;          /* enum vector_need */
-	bool x87;                /* uses the x87 unit */
-	bool flagged;            /* flags are live at the entry: A and B differ */
-	struct xblock *next;
+	    *entry_av;               /* av: behind A's look whether vector and x87 registers are there */
+	const uint8_t *code;         /* writable view */
+	uint32_t size;               /* of the code, in bytes */
+	struct block *block;         /* NULL: gone, and this with it */
+	uint32_t generation;         /* of the page when it was translated */
+	uint8_t view, code_view;     /* enum mmu_view; below XVIEWS */
+	uint8_t vector;              /* enum vector_need */
+	bool x87;                    /* uses the x87 unit */
+	bool flagged;                /* flags are live at the entry: A and B differ */
+	struct xblock *next;         /* in its region */
 	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
 	struct xlink *incoming;      /* links that jump here */
 };
@@ -153,6 +150,13 @@ struct xspace {
 	} page[XSAVED];
 };
 
+/* A part of the room for translations (regions.c): offsets in the arena, and numbers in the tables. */
+struct xregion {
+	size_t code, code_end;
+	uint32_t links, links_used, links_end, sites, sites_used, sites_end, pointers, pointers_end;
+	struct xblock *blocks;
+};
+
 struct translation;
 
 /* The page that the stack was on last, writable and not watched: host minus linear addresses. */
@@ -204,8 +208,7 @@ struct translator {
 	struct memory_code_listener listener;
 	_Atomic uint32_t code_seen; /* memory->code_writes that this vCPU has acted upon */
 	struct code_arena arena;
-	uint8_t *arena_start; /* writable view, behind the trampolines */
-	uint64_t epoch;       /* what the caches above were made for */
+	uint64_t epoch; /* what the caches above were made for */
 	/*
 	 * A vCPU that begins to watch a page has no other's write entries for it: it asks by `watch_request`, and waits
 	 * until this one has left translated code (in_code 0) or seen the request. The same with written code: no look at
@@ -227,6 +230,9 @@ struct translator {
 	uint32_t site_count;
 	struct xpointers *pointers;
 	uint32_t pointers_count;
+	struct xregion region[XREGIONS_MAX]; /* the one in use begins where link_count and its like began */
+	unsigned regions, region_now;
+	uint32_t link_room, site_room, pointers_room; /* in all regions */
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
@@ -267,6 +273,10 @@ translator_create(struct vcpu *vcpu); /* NULL: errno; the vCPU must lie below 2 
 void translator_destroy(struct translator *t);
 /* All translated code and links are void: the block cache was emptied. */
 void translator_flush(struct translator *t);
+/* The oldest translations make room for new ones. Not while a block runs. */
+void translator_advance(struct translator *t);
+/* This interpreter block goes; what was translated from it, too. */
+void translator_block_gone(struct translator *t, struct block *block);
 /* This vCPU began to watch a page (decoded code): nobody may keep a write entry for it. */
 void translator_page_watched(struct translator *t);
 /*
@@ -296,6 +306,7 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
 void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
 /* Indirect transfers to `rip` go to `host` (executable view); caches_enter_code() was called. */
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
+void caches_forget_spaces(struct translator *t); /* what was put aside for other address spaces */
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip);
 
 /* trampolines.c */

@@ -90,8 +90,8 @@ void x87_executed(struct translation *tr, const struct item *item)
 
 	if (!item->form->x87_tracks_pointers)
 		return;
-	if (t->pointers_count == XPOINTERS_MAX) {
-		tr->failed = true;
+	if (t->pointers_count == t->region[t->region_now].pointers_end) {
+		tr->failed = tr->exhausted = true;
 		return;
 	}
 	struct xpointers *p = &t->pointers[t->pointers_count++];
@@ -163,8 +163,8 @@ void x87_keep_operand(struct translation *tr, const struct item *item)
 		return;
 	emit_operand(tr, p);
 	/* The same record without an operand. */
-	if (tr->t->pointers_count == XPOINTERS_MAX) {
-		tr->failed = true;
+	if (tr->t->pointers_count == tr->t->region[tr->t->region_now].pointers_end) {
+		tr->failed = tr->exhausted = true;
 		return;
 	}
 	struct xpointers *kept = &tr->t->pointers[tr->t->pointers_count++];

@@ -1,0 +1,169 @@
+/*
+ * The room for translations: a ring of regions, each with its part of the code arena and of the tables of links, sites
+ * and x87 records. The oldest region is emptied when the newest is full, so nothing ever drops all translations at once;
+ * what leads to an evicted block (links, indirect targets, the interpreter's slot) is undone with it.
+ *
+ *	code    | region 0 | region 1 | ... |      a block's links, sites and records are in the same region as its code
+ *	links   |     0    |     1    | ... |
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "engines/translator/runtime.h"
+
+/* How a processor's share of --code-cache is used here, in 32nds; the decoded blocks' part is in cache.c. */
+#define CODE_SHARE     6
+#define LINKS_SHARE    2
+#define SITES_SHARE    6
+#define REGION_CODE    (64u << 10) /* about the least that a region is worth */
+#define GIVE_BACK_FROM (1u << 20)
+
+static void *low_memory(size_t size)
+{
+	void *memory =
+	    mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
+
+	return memory == MAP_FAILED ? NULL : memory;
+}
+
+/* The cursors stand at the beginning of the region. */
+static void begin(struct translator *t, unsigned n)
+{
+	const struct xregion *region = &t->region[n];
+
+	t->region_now = n;
+	t->arena.used = region->code;
+	t->link_count = region->links;
+	t->site_count = region->sites;
+	t->pointers_count = region->pointers;
+}
+
+size_t regions_code_size(uint64_t share)
+{
+	return (share / 32 * CODE_SHARE) & ~(uint64_t)4095;
+}
+
+int regions_create(struct translator *t, uint64_t share)
+{
+	size_t code = regions_code_size(share), start = t->arena.used;
+	unsigned count = (unsigned)(code / REGION_CODE);
+
+	t->regions = count < 2 ? 2 : count > XREGIONS_MAX ? XREGIONS_MAX : count;
+	t->link_room = (uint32_t)(share / 32 * LINKS_SHARE / sizeof(*t->links));
+	t->site_room = (uint32_t)(share / 32 * SITES_SHARE / sizeof(*t->sites));
+	t->pointers_room = t->link_room / 8 + 64;
+	t->links = low_memory(t->link_room * sizeof(*t->links));
+	t->sites = low_memory(t->site_room * sizeof(*t->sites));
+	t->pointers = low_memory(t->pointers_room * sizeof(*t->pointers));
+	if (!t->links || !t->sites || !t->pointers)
+		return -1;
+	for (unsigned n = 0; n < t->regions; n++)
+		t->region[n] = (struct xregion){
+		    .code = (start + n * (code / t->regions) + 63) & ~(size_t)63,
+		    .code_end = start + (n + 1) * (code / t->regions),
+		    .links = n * (t->link_room / t->regions),
+		    .links_end = (n + 1) * (t->link_room / t->regions),
+		    .sites = n * (t->site_room / t->regions),
+		    .sites_end = (n + 1) * (t->site_room / t->regions),
+		    .pointers = n * (t->pointers_room / t->regions),
+		    .pointers_end = (n + 1) * (t->pointers_room / t->regions),
+		};
+	begin(t, 0);
+	return 0;
+}
+
+void regions_destroy(struct translator *t)
+{
+	if (t->links)
+		munmap(t->links, t->link_room * sizeof(*t->links));
+	if (t->sites)
+		munmap(t->sites, t->site_room * sizeof(*t->sites));
+	if (t->pointers)
+		munmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
+}
+
+bool regions_empty(const struct translator *t)
+{
+	return t->arena.used == t->region[t->region_now].code;
+}
+
+void regions_add(struct translator *t, struct xblock *xblock)
+{
+	xblock->next = t->region[t->region_now].blocks;
+	t->region[t->region_now].blocks = xblock;
+}
+
+static void free_blocks(struct xregion *region)
+{
+	while (region->blocks) {
+		struct xblock *next = region->blocks->next;
+
+		free(region->blocks);
+		region->blocks = next;
+	}
+}
+
+void regions_flush(struct translator *t)
+{
+	bool used = t->region_now > 0 || t->arena.used - t->region[0].code > GIVE_BACK_FROM;
+
+	for (unsigned n = 0; n < t->regions; n++) {
+		free_blocks(&t->region[n]);
+		t->region[n].sites_used = 0;
+	}
+	if (used) { /* the host gets its memory back */
+		size_t from = (t->region[0].code + 4095) & ~(size_t)4095;
+
+		madvise(t->arena.write + from, t->arena.size - from, MADV_REMOVE);
+		madvise(t->links, t->link_room * sizeof(*t->links), MADV_DONTNEED);
+		madvise(t->sites, t->site_room * sizeof(*t->sites), MADV_DONTNEED);
+		madvise(t->pointers, t->pointers_room * sizeof(*t->pointers), MADV_DONTNEED);
+	}
+	begin(t, 0);
+}
+
+void regions_advance(struct translator *t)
+{
+	unsigned next = (t->region_now + 1) % t->regions;
+	struct xregion *region = &t->region[next];
+
+	t->region[t->region_now].sites_used = t->site_count - t->region[t->region_now].sites;
+	t->region[t->region_now].links_used = t->link_count - t->region[t->region_now].links;
+	for (struct xblock *xblock = region->blocks; xblock; xblock = xblock->next) {
+		t->counters.evicted++;
+		if (xblock->block)
+			runtime_forget_block(t, xblock, true);
+	}
+	for (uint32_t n = region->links; n < region->links + region->links_used; n++)
+		runtime_undo_link(t, &t->links[n]);
+	free_blocks(region);
+	caches_forget_spaces(t);
+	region->sites_used = region->links_used = 0;
+	t->counters.advances++;
+	begin(t, next);
+}
+
+const struct xsite *regions_site(const struct translator *t, uint32_t host)
+{
+	unsigned n = 0;
+
+	while (n < t->regions && !(host >= t->region[n].code && host < t->region[n].code_end))
+		n++;
+	if (n == t->regions)
+		return NULL;
+	uint32_t low = t->region[n].sites;
+	uint32_t high = n == t->region_now ? t->site_count : low + t->region[n].sites_used;
+	if (low == high)
+		return NULL;
+	/* The last site at or below the instruction: sites are in the order of their code. */
+	while (high - low > 1) {
+		uint32_t middle = (low + high) / 2;
+
+		if (t->sites[middle].host <= host)
+			low = middle;
+		else
+			high = middle;
+	}
+	return t->sites[low].host == host ? &t->sites[low] : NULL;
+}
