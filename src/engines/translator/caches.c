@@ -42,6 +42,8 @@ static void empty_windows(struct translator *t)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		t->window[view].tag = NO_TARGET(0);
+	for (unsigned n = 0; n < XSTREAMS; n++)
+		t->stream[n] = (struct xstream){.above = 0, .below = UINT64_MAX};
 	t->emptied = true;
 }
 

@@ -19,6 +19,8 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 	struct xlink *link = &t->links[t->link_count++];
 	*link = (struct xlink){
 	    .rip = target, .entry_a = entry_a, .vector = tr->vector, .x87 = tr->x87, .view = (uint8_t)tr->view};
+	if (target == tr->rip && tr->loop)
+		link->own = tr->xblock;
 	return link;
 }
 
@@ -71,7 +73,9 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	} else if (backward) {
 		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 		tr->in_register = false;
-		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
+		link_jump(tr, link, emit_jump_if(e, CC_E));
+		pend(tr, PENDING_LINK, emit_jump(e))->link = link;
+		return;
 	}
 	link_jump(tr, link, emit_jump(e));
 }
@@ -299,6 +303,12 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_GROUP:
 		emit_group_miss(tr, &p);
+		break;
+	case PENDING_STREAM:
+		emit_stream_miss(tr, &p);
+		break;
+	case PENDING_STREAM_SUM:
+		emit_stream_sum_miss(tr, &p);
 		break;
 	case PENDING_WINDOW:
 		emit_window_miss(tr, &p);

@@ -276,6 +276,8 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 	if (item->group != NO_GROUP)
 		return group_member(tr, item, item->group, (unsigned)ZydisRegisterGetId(o->mem.base), disp,
 		                    item->position, size, write);
+	if (item->stream != NO_STREAM)
+		return stream_operand(tr, item, o, size, write);
 	if ((tr->code32 || item->i.address_width == 64) && o->mem.index == ZYDIS_REGISTER_NONE &&
 	    (o->mem.base == ZYDIS_REGISTER_NONE || o->mem.base == ZYDIS_REGISTER_RIP) &&
 	    o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS) {

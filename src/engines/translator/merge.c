@@ -77,6 +77,8 @@ static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsig
 	                                              .write = write || reg == RSP,
 	                                              .window = reg == RSP,
 	                                              .count = 1,
+	                                              .value = v.id,
+	                                              .stream = NO_STREAM,
 	                                              .first = n,
 	                                              .last = n};
 	return m->open[v.id];
@@ -92,10 +94,20 @@ static int base_of(const struct item *item, const ZydisDecodedOperand *o)
 	return ZydisRegisterGetId(o->mem.base);
 }
 
+/* Is a register what it was at the entry, but for a constant? */
+static bool initial(const struct merging *m, ZydisRegister reg)
+{
+	return reg == ZYDIS_REGISTER_NONE || (ZydisRegisterGetClass(reg) == ZYDIS_REGCLASS_GPR64 &&
+	                                      m->value[ZydisRegisterGetId(reg)].id == ZydisRegisterGetId(reg) + 1);
+}
+
 static void join_operand(struct translation *tr, struct merging *m, unsigned n, unsigned size, bool write)
 {
 	struct item *item = &tr->item[n];
 	const ZydisDecodedOperand *o = memory_operand(item);
+
+	if (tr->loop && item->kind == KIND_GENERIC && o && initial(m, o->mem.base) && initial(m, o->mem.index))
+		item->stream = 0; /* perhaps: find_streams() */
 	int base = base_of(item, o);
 
 	if (base >= 0)
@@ -239,7 +251,43 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 
 static uint8_t worth(const struct translation *tr, uint8_t group)
 {
-	return group != NONE && (tr->group[group].count > 1 || tr->group[group].window) ? group : NONE;
+	return group != NONE &&
+	               (tr->group[group].count > 1 || tr->group[group].window || tr->group[group].stream != NO_STREAM)
+	           ? group
+	           : NONE;
+}
+
+/* What a round of the loop adds to a register that is as initial() wants it at the end. */
+static int64_t stride_of(const struct merging *m, ZydisRegister reg)
+{
+	int64_t stride = reg == ZYDIS_REGISTER_NONE ? 0 : m->value[ZydisRegisterGetId(reg)].offset;
+
+	return stride < -FAR || stride > FAR ? FAR : stride;
+}
+
+/* Groups by what a register was at the entry; and operands with an index, or of registers that groups do not know. */
+static void find_streams(struct translation *tr, const struct merging *m)
+{
+	for (unsigned i = 0; i < tr->group_count; i++) {
+		struct group *g = &tr->group[i];
+
+		if (!g->window && g->value >= 1 && g->value <= 16 && m->value[g->value - 1].id == g->value)
+			g->stream = new_stream(tr, m->value[g->value - 1].offset);
+	}
+	for (unsigned n = 0; n < tr->count; n++) {
+		struct item *item = &tr->item[n];
+		bool perhaps = item->stream != NO_STREAM && item->group == NONE;
+		const ZydisDecodedOperand *o = memory_operand(item);
+
+		item->stream = NO_STREAM;
+		if (perhaps && item->i.address_width == 64 && o->mem.segment != ZYDIS_REGISTER_FS &&
+		    o->mem.segment != ZYDIS_REGISTER_GS &&
+		    (!o->mem.disp.has_displacement || (o->mem.disp.value < FAR && o->mem.disp.value > -FAR)) &&
+		    (o->mem.base != ZYDIS_REGISTER_NONE || o->mem.index != ZYDIS_REGISTER_NONE) &&
+		    initial(m, o->mem.base) && initial(m, o->mem.index))
+			item->stream =
+			    new_stream(tr, stride_of(m, o->mem.base) + stride_of(m, o->mem.index) * o->mem.scale);
+	}
 }
 
 void find_groups(struct translation *tr)
@@ -250,13 +298,18 @@ void find_groups(struct translation *tr)
 	tr->delta_in_s1 = NONE;
 	for (unsigned n = 0; n < tr->count; n++) {
 		tr->item[n].group = tr->item[n].stack_group = NONE;
+		tr->item[n].stream = NO_STREAM;
 		tr->item[n].inside = false;
 	}
+	tr->stream_count = 0;
+	tr->loop = !tr->code32 && !tr->block->apart && is_loop(tr);
 	if (tr->code32 || tr->block->apart)
 		return;
 	forget_all(&m);
 	for (unsigned n = 0; n < tr->count; n++)
 		note_item(tr, &m, n);
+	if (tr->loop)
+		find_streams(tr, &m);
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
@@ -304,9 +357,14 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	struct xtlb_entry *entry = t->tlb[tr->view][g->write];
 
 	flags_keep(tr, item->live_before);
-	emit_lea(e, S1, reg, displacement - (int32_t)(position - g->low));
+	int32_t lowest = displacement - (int32_t)(position - g->low);
 	struct pending *p;
-	if (g->window) {
+	if (g->stream == NO_STREAM)
+		emit_lea(e, S1, reg, lowest);
+	if (g->stream != NO_STREAM) {
+		p = stream_check(tr, g->stream, reg);
+		p->disp = lowest;
+	} else if (g->window) {
 		emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag)); /* xor */
 		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
 		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_A));
@@ -331,7 +389,7 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	p->site->first_write = write;
 	p->site->span = (uint16_t)span;
 	p->site->block = tr->block;
-	if (g->count > 1)
+	if (g->count > 1 && g->stream == NO_STREAM)
 		emit_store(e, S1, xabs(&t->delta_slot[g - tr->group]));
 	g->checked = true;
 }
@@ -344,6 +402,8 @@ struct host_memory group_member(struct translation *tr, const struct item *item,
 
 	if (!g->checked)
 		group_check(tr, item, g, reg, (int32_t)displacement, position, size, write);
+	else if (tr->delta_in_s1 != group && g->stream != NO_STREAM)
+		stream_reload(tr, g->stream);
 	else if (tr->delta_in_s1 != group)
 		emit_load(&tr->e, S1, xabs(&tr->t->delta_slot[group]));
 	tr->delta_in_s1 = group;

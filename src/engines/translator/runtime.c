@@ -43,6 +43,8 @@ static void link_to(struct translator *t, struct xlink *link, struct xblock *xbl
 
 	if (entry == xblock->entry_a && link->vector >= xblock->vector && (link->x87 || !xblock->x87))
 		entry = xblock->entry_av;
+	if (link->own == xblock && !xblock->flagged)
+		entry = xblock->entry_loop;
 	link->next = xblock->incoming;
 	link->target = xblock;
 	xblock->incoming = link;

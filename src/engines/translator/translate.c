@@ -238,6 +238,8 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	else
 		emit_checks(tr);
 	xblock->entry_av = e->at;
+	emit_void_streams(tr);
+	xblock->entry_loop = e->at;
 	if (t->count_executed)
 		emit_count_executed(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
@@ -245,7 +247,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 
 		if (tr->pointers) /* what follows may use S1 */
 			tr->delta_in_s1 = NO_GROUP;
-		if (item->kind == KIND_FALLBACK || ends_block(item))
+		if (item->kind == KIND_FALLBACK || item->kind >= KIND_STRING)
 			x87_commit(tr);
 		else
 			x87_keep_operand(tr, item);
@@ -432,6 +434,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .x87 = tr->x87};
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX < end ? code + CODE_MAX : end};
 	find_groups(tr);
+	tr->xblock = xblock;
 	second_pass(tr, xblock);
 	xblock->code = code;
 	xblock->size = (uint32_t)(tr->e.at - code);

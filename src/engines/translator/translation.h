@@ -5,6 +5,7 @@
  *	translate.c  second pass: one function per kind of instruction
  *	lowering.c   the seam for memory operands and flags
  *	merge.c      which accesses share a check
+ *	stream.c     accesses of loops that walk through memory
  *	control.c    exits, links, a block's entries, code out of line
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
@@ -64,18 +65,22 @@ struct item {
 	bool end_in_register;
 	/* merge.c: the groups of its explicit and of its stack access, and where these are in them. */
 	uint8_t group, stack_group;
-	bool inside; /* a difference of some group may be in use across it */
+	uint8_t stream; /* stream.c: of its explicit access, where that has no group */
+	bool inside;    /* a difference of some group may be in use across it */
 	int64_t position, stack_position;
 };
 
 #define GROUPS_MAX 16
 #define NO_GROUP   0xff
+#define NO_STREAM  0xff
 
 /* Accesses that share a check (merge.c): [low, high) from some value, by items first to last. */
 struct group {
 	int64_t low, high;
 	unsigned count, first, last;
 	bool write, window, checked;
+	uint8_t value; /* 1 to 16: by what register 0 to 15 was when the block was entered */
+	uint8_t stream;
 };
 
 /* Out-of-line code. */
@@ -94,6 +99,8 @@ struct pending {
 		PENDING_CONSTANT,
 		PENDING_CALL_OUT,
 		PENDING_SENSITIVE,
+		PENDING_STREAM,
+		PENDING_STREAM_SUM
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -103,9 +110,11 @@ struct pending {
 	const struct insn *slot;
 	unsigned view, code_view;         /* of the translation, where it was jumped from */
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
-	uint32_t tag;                     /* of PENDING_SLOW: address of the tags */
-	uint64_t target;                  /* of PENDING_CONSTANT the linear address */
-	bool in_register, in_memory;      /* where flags are */
+	uint8_t stream, reg;              /* of PENDING_STREAM */
+	int32_t disp;
+	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
+	uint64_t target;             /* of PENDING_CONSTANT the linear address */
+	bool in_register, in_memory; /* where flags are */
 	bool save;
 	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
 	bool shadow;      /* of PENDING_LINK and _STUB: an interrupt shadow covers the target's first instruction */
@@ -135,6 +144,10 @@ struct translation {
 	struct group group[GROUPS_MAX];
 	unsigned group_count;
 	uint8_t delta_in_s1; /* the group whose difference S1 holds, or NO_GROUP */
+	bool loop;           /* is_loop() */
+	unsigned stream_count;
+	bool stream_falls[XSTREAMS];
+	const struct xblock *xblock;
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
@@ -238,3 +251,18 @@ void x87_executed(struct translation *tr, const struct item *item);
 void x87_commit(struct translation *tr);
 /* The same on a way out, while the translation goes on. */
 void x87_emit_pointers(struct translation *tr);
+
+/* stream.c */
+bool is_loop(const struct translation *tr);
+/* A stream whose register changes by `stride` in each round, or NO_STREAM. */
+uint8_t new_stream(struct translation *tr, int64_t stride);
+/* Where the loop is entered from outside. */
+void emit_void_streams(struct translation *tr);
+/* The check of a group's first access through host register `reg`; the difference in S1, here and again. */
+struct pending *stream_check(struct translation *tr, uint8_t n, unsigned reg);
+void stream_reload(struct translation *tr, uint8_t n);
+/* lower_operand() of an item with a stream. */
+struct host_memory stream_operand(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,
+                                  unsigned size, bool write);
+void emit_stream_miss(struct translation *tr, const struct pending *p);
+void emit_stream_sum_miss(struct translation *tr, const struct pending *p);

@@ -63,8 +63,9 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 /* A translated block; `insn[0].pointer` of its interpreter block leads here. Entries are in the writable view. */
 struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
-	const uint8_t *entry_a, *entry_b,
-	    *entry_av;               /* av: behind A's look whether vector and x87 registers are there */
+	const uint8_t *entry_a, *entry_b;
+	const uint8_t *entry_av;     /* behind A's look whether vector and x87 registers are there */
+	const uint8_t *entry_loop;   /* where the block's own jump back leads */
 	const uint8_t *code;         /* writable view */
 	uint32_t size;               /* of the code, in bytes */
 	struct block *block;         /* NULL: gone, and this with it */
@@ -81,14 +82,15 @@ struct xblock {
 /* A direct exit: a jump whose displacement (at `place`, writable view) leads to the stub until the target is found. */
 struct xlink {
 	uint8_t *place;
-	const uint8_t *stub;   /* writable view */
-	struct xlink *next;    /* of those to the same block */
-	struct xblock *target; /* NULL: the stub */
-	uint64_t rip;          /* of the target */
-	uint64_t key;          /* xpage_key() of the target's page, for links that leave the page */
-	bool entry_a;          /* flags are in EFLAGS there */
-	uint8_t vector;        /* enum vector_need: registers that are there */
-	bool x87;              /* the x87 unit's are there */
+	const uint8_t *stub;      /* writable view */
+	struct xlink *next;       /* of those to the same block */
+	struct xblock *target;    /* NULL: the stub */
+	const struct xblock *own; /* the block that jumps back to itself by it, or NULL */
+	uint64_t rip;             /* of the target */
+	uint64_t key;             /* xpage_key() of the target's page, for links that leave the page */
+	bool entry_a;             /* flags are in EFLAGS there */
+	uint8_t vector;           /* enum vector_need: registers that are there */
+	bool x87;                 /* the x87 unit's are there */
 	uint8_t view;
 };
 
@@ -165,8 +167,15 @@ struct xwindow {
 };
 #define XDELTA_SLOTS 16
 
+/* How far a loop may go through memory on the page where it is, see stream.c. */
+struct xstream {
+	uint64_t above, below, delta;
+};
+#define XSTREAMS 8
+
 struct translator {
 	struct xwindow window[MMU_VIEWS];
+	struct xstream stream[XSTREAMS];
 	uint64_t delta_slot[XDELTA_SLOTS]; /* differences of the groups of the block that runs */
 	uint64_t tlb_delta[MMU_VIEWS][XTLB_ENTRIES]
 	                  [2]; /* host minus linear address of `tlb`'s read and write entries */
