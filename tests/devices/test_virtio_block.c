@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -400,12 +401,79 @@ static void test_state(void **context)
 	bench_close(second);
 }
 
+/* ---- another processor rewrites headers, descriptors and rings between the device's looks at them ---- */
+
+struct racer {
+	struct driver_rig *rig;
+	_Atomic bool stop;
+	_Atomic unsigned writes;
+	unsigned seed;
+};
+
+static void *race(void *argument)
+{
+	struct racer *racer = argument;
+	uint8_t *ram = racer->rig->memory.low;
+
+	while (!atomic_load(&racer->stop)) {
+		unsigned what = (unsigned)rand_r(&racer->seed), value = (unsigned)rand_r(&racer->seed);
+		uint64_t at = HEADER + what / 8 % 16;
+
+		if (what % 8 > 3) /* the first queue's descriptors and areas */
+			at = DRIVER_HEAP + what / 8 % (16 * 64);
+		if (what % 8 == 7)
+			at = DRIVER_HEAP + what / 8 % 0x4000;
+		ram[at] = value & 1 ? (uint8_t)(value >> 8) : (uint8_t)(value >> 8 & 15);
+		atomic_fetch_add(&racer->writes, 1);
+	}
+	return NULL;
+}
+
+static void test_race(void **state)
+{
+	struct bench *bench = bench_make(false, 1);
+	struct driver_rig *rig = &bench->rig;
+	uint32_t written;
+
+	for (unsigned mode = 0; mode < sizeof modes / sizeof modes[0]; mode++) {
+		struct racer racer = {.rig = rig, .seed = mode + 1};
+		unsigned before = 0;
+		pthread_t thread;
+
+		driver_start(rig, ALL_FEATURES | modes[mode], 64);
+		assert_int_equal(pthread_create(&thread, NULL, race, &racer), 0);
+		for (unsigned i = 0; i < 300; i++) {
+			const struct driver_buffer buffers[] = {
+			    {HEADER, 16, false}, {DATA, 512u << i % 4, i & 1}, {STATUS, 1, true}};
+
+			/* The test's own ring is spoilt, too: a new one for each round, that is not looked at. */
+			header(rig, HEADER, (uint32_t[]){IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES}[i % 6], i);
+			if (rig->queue[0].free_count >= 3)
+				driver_add(&rig->queue[0], buffers, 3, 0);
+			driver_set(rig, DRIVER_NOTIFY, 2, 0);
+			if (i % 20 == 19) {
+				while (racer.writes == before)
+					sched_yield();
+				before = racer.writes;
+				driver_start(rig, ALL_FEATURES | modes[mode], 64);
+			}
+		}
+		atomic_store(&racer.stop, true);
+		pthread_join(thread, NULL);
+		driver_start(rig, ALL_FEATURES | modes[mode], 64);
+		assert_int_equal(request(rig, 0, IN, 0, 512, &written), 0);
+		assert_int_equal(written, 513);
+	}
+	bench_close(bench);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_requests), cmocka_unit_test(test_ranges),       cmocka_unit_test(test_readonly),
-	    cmocka_unit_test(test_flood),    cmocka_unit_test(test_bad_requests), cmocka_unit_test(test_layouts),
-	    cmocka_unit_test(test_resize),   cmocka_unit_test(test_write_cache),  cmocka_unit_test(test_state),
+	    cmocka_unit_test(test_requests), cmocka_unit_test(test_ranges), cmocka_unit_test(test_readonly),
+	    cmocka_unit_test(test_flood),    cmocka_unit_test(test_race),   cmocka_unit_test(test_bad_requests),
+	    cmocka_unit_test(test_layouts),  cmocka_unit_test(test_resize), cmocka_unit_test(test_write_cache),
+	    cmocka_unit_test(test_state),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
