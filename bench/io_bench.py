@@ -35,8 +35,10 @@ if [ "$address" ]; then
 fi
 [ -z "$serve" ] || { echo @@SERVES@@; iperf3 -s >/dev/null; }
 if [ "$peer" ]; then
-	ping -c 3 $peer >/dev/null
-	echo "PING $(ping -c 20 -i 0.1 $peer | grep round-trip)"
+	ping -c 1 $peer >/dev/null
+	echo "FIRST $(ping -c 20 -i 0.1 $peer | grep round-trip)"
+	ping -c 120 -i 0.02 $peer >/dev/null
+	echo "PING $(ping -c 40 -i 0.05 $peer | grep round-trip)"
 	echo "TO $(iperf3 -c $peer -t $seconds -f m | grep receiver)"
 	echo "FROM $(iperf3 -c $peer -t $seconds -f m -R | grep receiver)"
 fi
@@ -160,12 +162,12 @@ def disk(machines, folder, options):
 # ---- network ----
 
 def parse_net(text):
-    """(ping: average ms, Mbit/s to and from the peer)."""
-    ping = re.search(r'^PING .*= [\d.]+/([\d.]+)/', text, re.MULTILINE)
+    """(average ms of the first pings, and of later ones; Mbit/s to and from the peer)."""
+    pings = [re.search(rf'^{word} .*= [\d.]+/([\d.]+)/', text, re.MULTILINE) for word in ('FIRST', 'PING')]
     rates = [re.search(rf'^{word} .* ([\d.]+) Mbits/sec', text, re.MULTILINE) for word in ('TO', 'FROM')]
-    if not ping or not all(rates):
+    if not all(pings) or not all(rates):
         raise Failed(f'no figures: {text[-500:]!r}')
-    return float(ping[1]), float(rates[0][1]), float(rates[1][1])
+    return tuple(float(match[1]) for match in pings + rates)
 
 
 def free_port():
@@ -222,10 +224,12 @@ def net(machines, folder, options):
                 results[what, machine['name']] = function(machine, boot, seconds, options.timeout)
             except Failed as failure:
                 failures.append(f'net {what}: {machine["name"]}: {failure}')
-    print('\nNetwork: iperf3 (Mbit/s) and ping (average, ms), and ratios to TCG')
-    print(f'{"":24s}{"to":>12s}{"from":>12s}{"ping":>10s}{"to/TCG":>10s}{"from/TCG":>10s}{"ping/TCG":>10s}')
-    for (what, name), (ping, to, back) in results.items():
+    print('\nNetwork: iperf3 to and from the peer (Mbit/s), ping (average ms: the first 20, and after 140), and ratios to TCG')
+    print(f'{"":24s}' + ''.join(f'{head:>10s}' for head in ('first', 'ping', 'to', 'from')) +
+          ''.join(f'{head + "/TCG":>12s}' for head in ('first', 'ping', 'to', 'from')))
+    for (what, name), values in results.items():
         tcg = results.get((what, 'TCG'))
-        ratios = ''.join(f'{mine / other:10.2f}' for mine, other in zip((to, back, ping), (tcg[1], tcg[2], tcg[0]))) if tcg else ''
-        print(f'{what + " " + name:24s}{to:12.0f}{back:12.0f}{ping:10.3f}{ratios}')
+        ratios = ''.join(f'{mine / other:12.2f}' for mine, other in zip(values, tcg)) if tcg else ''
+        print(f'{what + " " + name:24s}' + ''.join(f'{value:10.3f}' for value in values[:2]) +
+              ''.join(f'{value:10.0f}' for value in values[2:]) + ratios)
     return failures, {' '.join(key): value for key, value in results.items()}
