@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "cli/commands.h"
+#include "engines/engine.h"
 #include "host/event_loop.h"
 #include "host/log.h"
 #include "host/unix_listener.h"
@@ -145,6 +146,30 @@ static void continue_machine(struct control *control, const char *argument)
 	say(control, "ok\n");
 }
 
+static void switch_engine(struct control *control, const char *argument)
+{
+	char why[256] = "";
+	const struct engine *engine = argument ? engine_select(argument, why) : NULL;
+
+	if (!engine) {
+		say(control, "error: %s\n", argument ? why : "engine needs a name");
+		return;
+	}
+	machine_pause(control->machine);
+	if (machine_switch_engine(control->machine, engine) < 0)
+		say(control, "error: the engine could not be made\n");
+	else
+		say(control, "ok\n");
+	machine_resume(control->machine);
+}
+
+/* Too long for an answer. */
+static void stats(struct control *control, const char *argument)
+{
+	machine_print_stats(control->machine, stderr);
+	say(control, "ok\n");
+}
+
 static void power_button(struct control *control, const char *argument)
 {
 	machine_lock(control->machine);
@@ -172,6 +197,8 @@ static const struct command commands[] = {
     {"memory", NULL, "what the guest and the host say of its memory, in bytes", memory},
     {"pause", NULL, "the machine stands still", pause_machine},
     {"continue", NULL, "it goes on", continue_machine},
+    {"engine", "NAME", "guest code is executed by this one from now on", switch_engine},
+    {"stats", NULL, "print counters to ring3's standard error", stats},
     {"power-button", NULL, "press it: most guests shut down", power_button},
     {"reset", NULL, "as the reset button", reset},
     {"quit", NULL, "switch the machine off at once", quit},

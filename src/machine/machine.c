@@ -34,6 +34,16 @@ static int failed(const char *what, int error)
 	return error;
 }
 
+static int create_engine(struct vcpu *vcpu)
+{
+	const struct machine_options *options = &vcpu->machine->options;
+	int error = vcpu->engine->vcpu_create(vcpu);
+
+	if (!error && vcpu->engine == &engine_translator && options->translate_after)
+		translator_set_heat(vcpu, options->translate_after);
+	return error;
+}
+
 static int create_vcpu(struct machine *machine, unsigned index)
 {
 	struct vcpu *vcpu = vcpu_allocate();
@@ -54,9 +64,27 @@ static int create_vcpu(struct machine *machine, unsigned index)
 	if (error)
 		return error;
 	cpu_reset(vcpu, index == 0);
-	error = machine->engine->vcpu_create(vcpu);
-	if (!error && machine->engine == &engine_translator && machine->options.translate_after)
-		translator_set_heat(vcpu, machine->options.translate_after);
+	return create_engine(vcpu);
+}
+
+int machine_switch_engine(struct machine *machine, const struct engine *engine)
+{
+	int error = 0;
+
+	for (unsigned i = 0; !error && i < machine->options.cpus; i++) {
+		struct vcpu *vcpu = machine->vcpu[i];
+
+		vcpu->engine->vcpu_destroy(vcpu);
+		vcpu->engine = engine;
+		error = create_engine(vcpu);
+		if (!error)
+			engine->state_changed(vcpu);
+	}
+	machine->engine = engine;
+	if (error) {
+		failed(engine->name, error);
+		machine_end(machine, MACHINE_FAILED, 0);
+	}
 	return error;
 }
 

@@ -134,6 +134,12 @@ void machine_set_debugger(struct machine *machine, void (*stopped)(void *owner, 
 /* A paused machine: one vCPU executes one instruction, the others stand still. */
 void machine_step(struct machine *machine, struct vcpu *vcpu);
 
+/*
+ * A paused machine: all processors go on with another engine. 0 or -errno, then the machine is ended (MACHINE_FAILED):
+ * the caller only resumes it.
+ */
+int machine_switch_engine(struct machine *machine, const struct engine *engine);
+
 /* The whole state, RAM included, of a paused machine (snapshot.c comes later; tests use it now). */
 void machine_state(struct machine *machine, struct state *state);
 

@@ -27,13 +27,22 @@
 #define IDT       0x109000u
 #define TSS       0x10b000u
 #define STACK     0x60000u
+#ifndef LOCKSTEP
 #define STEPS     192
 #define FREE_RUNS 2
+#else /* code that is stepped through is not translated */
+#define STEPS     1
+#define FREE_RUNS 8
+#endif
 #define KICK_NS   100000
 
-/* The same target is built for each engine. */
+/* The same target is built for each engine, and for the translator checked block by block. */
 #ifndef ENGINE
 #define ENGINE engine_interpreter
+#endif
+#ifdef LOCKSTEP
+#include "debug/lockstep.h"
+#include "engines/translator/translator.h"
 #endif
 
 struct world {
@@ -93,6 +102,9 @@ static struct world *world_create(void)
 	made->vcpu = vcpu;
 	if (vcpu->engine == &engine_translator)
 		translator_set_heat(vcpu, 2);
+#ifdef LOCKSTEP
+	check(translator_set_lockstep(interpreter_of(vcpu)->translator) == 0, "no memory");
+#endif
 	pthread_t thread;
 	check(pthread_create(&thread, NULL, kicker, made) == 0, "no thread");
 	pthread_detach(thread);
@@ -265,6 +277,12 @@ static bool run_once(void)
 	enum exit_reason reason = ENGINE.run(vcpu);
 
 	check(reason != EXIT_ERROR, "the engine gave up");
+#ifdef LOCKSTEP
+	const struct lockstep *lockstep = interpreter_of(vcpu)->translator->lockstep;
+	if (lockstep_failed(lockstep))
+		fputs(lockstep_report(lockstep), stderr);
+	check(!lockstep_failed(lockstep), "translated code differs from the interpreter's");
+#endif
 	check(!vcpu->x87_live, "x87 state left in the host's registers");
 	check_state(&vcpu->state);
 	atomic_fetch_and(&vcpu->attention, ~(uint32_t)ATTENTION_EXIT);
