@@ -3,7 +3,7 @@ BUILD = build
 KERNEL = cloud
 APPEND = console=ttyS0
 
-.PHONY: all build setup run check check-long check-asan check-tsan check-headers check-format format fuzz bench install clean
+.PHONY: all build setup run check check-long check-asan check-tsan check-headers check-format format fuzz demo-debian bench install clean
 
 all: build
 
@@ -20,6 +20,13 @@ setup:
 run: setup build
 	@tools/run-guest "$(BUILD)/ring3" "$(KERNEL)" --append "$(APPEND)" $(ARGS)
 
+# A whole Debian on a disk image: built, booted, worked with by ssh on PORT of this host, switched off.
+PORT = 2222
+demo-debian:
+	@tools/setup build run demo
+	@$(MAKE) --no-print-directory build
+	@PORT=$(PORT) tools/demo-debian "$(BUILD)/ring3" $(ARGS)
+
 # The last line is the count: "N passed, N failed".
 check:
 	@tools/setup build run test
@@ -27,7 +34,7 @@ check:
 	@tools/run-tests $(BUILD) --no-suite long $(ARGS)
 
 check-long:
-	@tools/setup build run test
+	@tools/setup build run test long demo
 	@$(MAKE) --no-print-directory build
 	@RING3_LONG=1 tools/run-tests $(BUILD) --timeout-multiplier 20 $(ARGS)
 
@@ -58,6 +65,7 @@ bench:
 	@tools/setup build run bench
 	@$(MAKE) --no-print-directory build
 	@bench/run $(ARGS)
+	@[ "$(ARGS)" ] || bench/debian --vmm $(BUILD)/ring3
 
 install: build
 	@meson install -C $(BUILD) --no-rebuild
