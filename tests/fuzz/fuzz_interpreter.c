@@ -20,13 +20,13 @@
 #include "memory/memory.h"
 #include "x86/system.h"
 
-#define RAM       (2u << 20)
-#define CODE      0x10000u
-#define TABLES    0x100000u
-#define GDT       0x108000u
-#define IDT       0x109000u
-#define TSS       0x10b000u
-#define STACK     0x60000u
+#define RAM    (2u << 20)
+#define CODE   0x10000u
+#define TABLES 0x100000u
+#define GDT    0x108000u
+#define IDT    0x109000u
+#define TSS    0x10b000u
+#define STACK  0x60000u
 #ifndef LOCKSTEP
 #define STEPS     192
 #define FREE_RUNS 2
@@ -34,7 +34,7 @@
 #define STEPS     1
 #define FREE_RUNS 8
 #endif
-#define KICK_NS   100000
+#define KICK_NS 100000
 
 /* The same target is built for each engine, and for the translator checked block by block. */
 #ifndef ENGINE

@@ -147,8 +147,8 @@ static void void_links(struct vcpu *vcpu)
 
 	if ((++interpreter->linked_epoch & 0xffff) == 0)
 		mmu_forget(vcpu);
-	vcpu->code_context = mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 |
-	                     (vcpu->code_context & 0xff);
+	vcpu->code_context =
+	    mmu_code_epoch(vcpu) << 24 | (interpreter->linked_epoch & 0xffff) << 8 | (vcpu->code_context & 0xff);
 	interpreter->pending = NULL;
 }
 

@@ -79,7 +79,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 
 	if (t->site_count == t->region[t->region_now].sites_end) {
 		tr->failed = tr->exhausted = true;
-		return &t->sites[0];
+		return &tr->spare_site;
 	}
 	struct xsite *site = &t->sites[t->site_count++];
 	*site = (struct xsite){

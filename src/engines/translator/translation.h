@@ -138,6 +138,9 @@ struct translation {
 	bool in_register, in_memory; /* where valid guest flags are now */
 	struct pending pending[PENDING_MAX];
 	unsigned pending_count;
+	/* Handed out when the region has no more: the translation is given up then. */
+	struct xlink spare_link;
+	struct xsite spare_site;
 	bool failed, exhausted, x87;
 	uint8_t vector;                   /* enum vector_need */
 	const struct xpointers *pointers; /* what the last x87 instruction left to be stored; NULL: nothing */
