@@ -34,6 +34,7 @@ guest_main:
 	call	privilege
 	call	bases
 	call	spaces
+	call	long_loops
 	ret
 
 ; ---- arithmetic flags go through, IF and AC do what they should ----
@@ -355,6 +356,27 @@ system_calls:
 	or	r14, rax
 	inc	qword [s_calls]
 	o64 sysret
+
+; ---- each many times without a way out: nothing may pile up in the monitor ----
+%macro MANY 1+
+	mov	ebp, 400000
+%%turn:	%1
+	dec	ebp
+	jnz	%%turn
+	CHECK32	ebp, 0
+%endmacro
+
+long_loops:
+	SET_CR	cr4, CR4_OSFXSR
+	xor	eax, eax
+	MANY	cpuid
+	mov	rdi, A
+	MANY	sgdt [rdi]
+	MANY	fxsave64 [rdi]
+	lea	rdi, [A + 0xffc]		; across pages
+	MANY	movups [rdi], xmm0
+	MANY	lock cmpxchg [rdi], rax
+	ret
 
 ; ---- address spaces by PCID: data and code at the same addresses, in turns ----
 spaces:

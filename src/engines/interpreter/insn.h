@@ -187,7 +187,12 @@ ALWAYS_INLINE uint64_t next_rip(struct vcpu *vcpu, const struct insn *insn)
 	return (vcpu->state.rip + insn[1].offset) & interpreter_of(vcpu)->rip_mask;
 }
 
-#define NEXT return insn[1].run(vcpu, insn + 1, flags, tlb)
+/*
+ * Always the last that a handler does, and a sibling call: a handler with a local variable whose address was given away would
+ * keep its stack frame, and a loop of it would use up the stack. Such variables belong into a NOINLINE function that it calls.
+ */
+#define NOINLINE __attribute__((noinline))
+#define NEXT     return insn[1].run(vcpu, insn + 1, flags, tlb)
 
 /* State as a slow path or a host-executed form needs it; a fault finds the instruction by `executing`. */
 #define SLOW_ENTER                                                                                                     \

@@ -104,14 +104,13 @@ static void run_locked(struct vcpu *vcpu, const struct native_form *form, uint64
 /*
  * The operand crosses a page, is not RAM, or is watched: through a buffer that keeps the address's low six bits.
  */
-static COLD void native_bounce(PARAMETERS, uint64_t linear)
+static COLD void bounce(struct vcpu *vcpu, const struct insn *insn, uint64_t linear)
 {
 	const struct native_form *form = insn->pointer;
 	_Alignas(64) uint8_t buffer[64 + 512];
 	uint8_t *operand = buffer + (linear & 63);
 	unsigned size = form->memory_size;
 
-	SLOW_ENTER;
 	if (size > 512)
 		x86_raise(vcpu, VECTOR_UD);
 	slow_check(vcpu, insn, linear, size);
@@ -126,6 +125,12 @@ static COLD void native_bounce(PARAMETERS, uint64_t linear)
 		if (form->writes_memory)
 			mmu_write_bytes(vcpu, linear, operand, size);
 	}
+}
+
+static COLD void native_bounce(PARAMETERS, uint64_t linear)
+{
+	SLOW_ENTER;
+	bounce(vcpu, insn, linear);
 	flags = flags_load(vcpu);
 	NEXT_SLOW;
 }
@@ -230,18 +235,24 @@ static void native_bit_string(PARAMETERS)
 	return insn[1].run_at(vcpu, insn + 1, flags, tlb, linear);
 }
 
-static void native_special(PARAMETERS)
+static NOINLINE void run_special(struct vcpu *vcpu, const struct insn *insn)
 {
 	const struct special *special = insn->pointer;
-	const struct native_form *form = special->operation.form;
 	struct native_operation operation = special->operation;
 
-	CHECK_CLASS(form);
-	SLOW_ENTER;
 	operation.base = (REG64(insn->base) + (uint64_t)(int64_t)insn->displacement) & special->mask;
 	operation.offset = (operation.base + (REG64(insn->index) << insn->scale)) & special->mask;
 	operation.next_rip = next_rip(vcpu, insn);
-	form->special(vcpu, &operation);
+	operation.form->special(vcpu, &operation);
+}
+
+static void native_special(PARAMETERS)
+{
+	const struct special *special = insn->pointer;
+
+	CHECK_CLASS(special->operation.form);
+	SLOW_ENTER;
+	run_special(vcpu, insn);
 	flags = flags_load(vcpu);
 	NEXT_SLOW;
 }

@@ -164,9 +164,8 @@ static struct descriptor_table *table_of(struct vcpu *vcpu, const struct insn *i
 	return insn->a ? &vcpu->state.idtr : &vcpu->state.gdtr;
 }
 
-static void store_table(PARAMETERS, uint64_t linear)
+static NOINLINE void write_table(struct vcpu *vcpu, const struct insn *insn, uint64_t linear)
 {
-	uint64_t block_rip = exact_enter(vcpu, insn, flags);
 	const struct descriptor_table *table = table_of(vcpu, insn);
 	unsigned base_size = cpu_64bit_code(&vcpu->state) ? 8 : 4;
 	uint8_t image[10];
@@ -176,6 +175,13 @@ static void store_table(PARAMETERS, uint64_t linear)
 	memcpy(image + 2, &table->base, 8);
 	slow_check(vcpu, insn, linear, 2 + base_size);
 	mmu_write_bytes(vcpu, linear, image, 2 + base_size);
+}
+
+static void store_table(PARAMETERS, uint64_t linear)
+{
+	uint64_t block_rip = exact_enter(vcpu, insn, flags);
+
+	write_table(vcpu, insn, linear);
 	EXACT_LEAVE;
 }
 
@@ -252,9 +258,8 @@ static void rdpmc(PARAMETERS)
 	EXACT_LEAVE;
 }
 
-static void cpuid(PARAMETERS)
+static NOINLINE void identify(struct vcpu *vcpu)
 {
-	uint64_t block_rip = exact_enter(vcpu, insn, flags);
 	uint64_t *gpr = vcpu->state.gpr;
 	uint32_t out[4];
 
@@ -263,6 +268,13 @@ static void cpuid(PARAMETERS)
 	gpr[RBX] = out[1];
 	gpr[RCX] = out[2];
 	gpr[RDX] = out[3];
+}
+
+static void cpuid(PARAMETERS)
+{
+	uint64_t block_rip = exact_enter(vcpu, insn, flags);
+
+	identify(vcpu);
 	EXACT_LEAVE;
 }
 

@@ -348,11 +348,31 @@ static void untranslated(PARAMETERS)
 	NEXT;
 }
 
+enum outcome { TRANSLATED, REFUSED, NO_ROOM };
+
+/* A function of its own for the sake of its locals (NEXT). */
+static NOINLINE enum outcome translate(struct translator *t, struct block *block, struct insn *slot)
+{
+	uint64_t started = __rdtsc();
+	bool full = false;
+	struct xblock *xblock = translate_block(t, block, &full);
+
+	t->counters.ticks += __rdtsc() - started;
+	if (!xblock)
+		return full ? NO_ROOM : REFUSED;
+	code_arena_publish();
+	regions_add(t, xblock);
+	xblock->next_in_page = *page_chain(t, block->physical);
+	*page_chain(t, block->physical) = xblock;
+	slot->pointer = xblock;
+	slot->run = translated;
+	return TRANSLATED;
+}
+
 void translator_heat(PARAMETERS)
 {
 	struct insn *slot = (struct insn *)insn;
 	struct translator *t = translator_of(vcpu);
-	bool full = false;
 
 	if (unlikely(t->lockstep))
 		lockstep_interpreted(t->lockstep);
@@ -363,27 +383,19 @@ void translator_heat(PARAMETERS)
 	struct block *block = (struct block *)((uint8_t *)slot - offsetof(struct block, insn));
 	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
 	vcpu->executing = NULL;
-	uint64_t started = __rdtsc();
 	bool possible = translator_mode(block->mode) && !block->crosses;
-	struct xblock *xblock = possible ? translate_block(t, block, &full) : NULL;
-	t->counters.ticks += __rdtsc() - started;
-	if (!xblock) {
-		t->counters.refused += !full;
-		slot->immediate = possible && !full ? translator_refused_mnemonic(t) : 0;
-		if (full) { /* room is made between blocks; then at once */
-			slot->immediate = t->heat;
-			interpreter_of(vcpu)->cache_full = true;
-		} else {
-			slot->run = untranslated;
-		}
+	enum outcome outcome = possible ? translate(t, block, slot) : REFUSED;
+	if (outcome == REFUSED) {
+		t->counters.refused++;
+		slot->immediate = possible ? translator_refused_mnemonic(t) : 0;
+		slot->run = untranslated;
 		NEXT;
 	}
-	code_arena_publish();
-	regions_add(t, xblock);
-	xblock->next_in_page = *page_chain(t, block->physical);
-	*page_chain(t, block->physical) = xblock;
-	slot->pointer = xblock;
-	slot->run = translated;
+	if (outcome == NO_ROOM) { /* it is made between blocks; then at once */
+		slot->immediate = t->heat;
+		interpreter_of(vcpu)->cache_full = true;
+		NEXT;
+	}
 	return translated(ARGUMENTS);
 }
 
