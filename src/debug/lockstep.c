@@ -508,8 +508,14 @@ static void go_on(struct lockstep *l, const struct insn *slot, uint32_t flags)
 {
 	struct vcpu *vcpu = l->vcpu;
 
+	uint64_t context = vcpu->code_context;
+
+	/* The next block is the run loop's: from here it would be a unit within this one, and so on without end. */
+	vcpu->code_context = UNLINKED;
 	vcpu->executing = NULL;
 	slot->run(vcpu, slot, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	if (vcpu->code_context == UNLINKED)
+		vcpu->code_context = context;
 }
 
 static uint64_t events(const struct vcpu *vcpu)
