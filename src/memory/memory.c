@@ -210,27 +210,37 @@ void memory_barrier_all(struct memory *memory)
 
 /* Sets PAGE_CODE and makes it visible. The lock: nobody sets it a second time, after a writer cleared it, under our
  * barrier. */
-static void set_code_flag(struct memory *memory, _Atomic uint8_t *flags)
+static bool set_code_flag(struct memory *memory, _Atomic uint8_t *flags)
 {
+	bool first = false;
+
 	pthread_mutex_lock(&memory->watch_lock);
 	if (!(atomic_load(flags) & PAGE_CODE_SETTLED)) {
-		atomic_fetch_or(flags, PAGE_CODE);
+		first = !(atomic_fetch_or(flags, PAGE_CODE) & PAGE_CODE);
 		memory_barrier_all(memory);
 		uint8_t seen = atomic_load(flags);
 		while ((seen & PAGE_CODE) && !atomic_compare_exchange_weak(flags, &seen, seen | PAGE_CODE_SETTLED))
 			;
 	}
 	pthread_mutex_unlock(&memory->watch_lock);
+	return first;
 }
 
 uint32_t memory_watch_code(struct memory *memory, uint64_t physical)
+{
+	bool first = false;
+
+	return memory_watch_code_first(memory, physical, &first);
+}
+
+uint32_t memory_watch_code_first(struct memory *memory, uint64_t physical, bool *first)
 {
 	uint64_t page = physical >> MEMORY_PAGE_SHIFT;
 	_Atomic uint8_t *flags = &memory->page_flags[page];
 
 	for (;;) {
 		if (!(atomic_load(flags) & PAGE_CODE_SETTLED))
-			set_code_flag(memory, flags);
+			*first |= set_code_flag(memory, flags);
 		uint32_t generation = atomic_load(&memory->code_generation[page]);
 		/*
 		 * memory_page_written() clears the flag and moves the generation after that. With the flag still there,

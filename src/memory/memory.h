@@ -112,6 +112,8 @@ int memory_discard(struct memory *memory, uint64_t physical, uint64_t length);
 
 /* Sets PAGE_CODE on a RAM page (see above) and returns the generation that code decoded from now on has. Any thread. */
 uint32_t memory_watch_code(struct memory *memory, uint64_t physical);
+/* The same; `first` (set, never cleared): the flag was set by this call. */
+uint32_t memory_watch_code_first(struct memory *memory, uint64_t physical, bool *first);
 static inline uint32_t memory_code_generation(const struct memory *memory, uint64_t physical)
 {
 	return atomic_load_explicit(&memory->code_generation[physical >> MEMORY_PAGE_SHIFT], memory_order_acquire);

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <x86intrin.h>
 
 #include "debug/trace.h"
@@ -32,7 +33,23 @@
 #define USAGE_FULL  90 /* percent of the native arena */
 #define USAGE_CHECK 64 /* look at it once in so many blocks */
 
+/*
+ * Data in a page of code, written and run by turns by several processors: each turn is a hand-shake with all of them, which
+ * takes long where they outnumber the host's. When a page has cost too much its code is not kept for a while, but
+ * decoded instruction by instruction, unwatched, as code outside RAM.
+ */
+#define RESTLESS_PAGES  32
+#define RESTLESS_WINDOW 200000000ull /* ns */
+#define RESTLESS_COST   40000000ull  /* ns of hand-shakes in a window that are too much */
+#define RESTLESS_TIME   100000000ull /* ns without being kept */
+
+struct restless {
+	uint64_t page, start, spent, until; /* host time in ns */
+};
+
 struct block_cache {
+	struct restless restless[RESTLESS_PAGES]; /* by page number */
+	uint64_t restless_until;                  /* the last of them; 0: none */
 	uint8_t *arena;
 	size_t size;      /* of the arena, in `regions` parts of which the oldest makes room for the newest */
 	size_t low, high; /* of the part in use: used below low and from high on */
@@ -207,6 +224,37 @@ static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigne
 		buffer[i] = host ? ((const volatile uint8_t *)host)[i] : (uint8_t)vcpu_mmio_read(vcpu, physical + i, 1);
 }
 
+static uint64_t host_time(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* A hand-shake for the page began at `before`. */
+static void note_cost(struct block_cache *cache, uint64_t page, uint64_t before)
+{
+	struct restless *r = &cache->restless[page % RESTLESS_PAGES];
+	uint64_t now = host_time();
+
+	if (r->page != page || now - r->start > RESTLESS_WINDOW)
+		*r = (struct restless){.page = page, .start = before};
+	r->spent += now - before;
+	if (r->spent > RESTLESS_COST)
+		cache->restless_until = r->until = now + RESTLESS_TIME;
+}
+
+static bool is_restless(struct block_cache *cache, uint64_t page)
+{
+	const struct restless *r = &cache->restless[page % RESTLESS_PAGES];
+	uint64_t now = host_time();
+
+	if (now >= cache->restless_until)
+		cache->restless_until = 0;
+	return r->page == page && now < r->until;
+}
+
 /*
  * Watches a page that code is about to be decoded from. Translated code stores without looking at the page's flags: the
  * first watch takes the write entries away from all vCPUs before the bytes are read, and whoever comes second waits for
@@ -220,12 +268,17 @@ static uint32_t watch_code(struct vcpu *vcpu, uint64_t physical)
 	if (!translator)
 		return memory_watch_code(memory, physical);
 	atomic_fetch_add(&memory->watch_handshakes, 1);
-	bool watched = atomic_load(&memory->page_flags[physical >> MEMORY_PAGE_SHIFT]) & PAGE_CODE;
-	uint32_t generation = memory_watch_code(memory, physical);
-	if (!watched)
+	/* Only who set the flag knows: the page may have been watched, written and forgotten just now. */
+	bool first = false;
+	uint32_t generation = memory_watch_code_first(memory, physical, &first);
+	if (first) {
+		uint64_t before = host_time();
+
 		translator_page_watched(translator);
+		note_cost(interpreter_of(vcpu)->cache, physical >> MEMORY_PAGE_SHIFT, before);
+	}
 	atomic_fetch_sub(&memory->watch_handshakes, 1);
-	while (watched && atomic_load(&memory->watch_handshakes))
+	while (!first && atomic_load(&memory->watch_handshakes))
 		sched_yield();
 	return generation;
 }
@@ -429,6 +482,10 @@ struct block *block_find(struct vcpu *vcpu)
 	struct interpreter *interpreter = interpreter_of(vcpu);
 	uint64_t linear = linear_of(vcpu), physical;
 	bool ram = mmu_entry(vcpu, linear, MMU_EXECUTE, &physical) || memory_is_ram(vcpu->memory, physical);
+	struct block_cache *cache = interpreter->cache;
+
+	if (ram && unlikely(cache->restless_until) && is_restless(cache, physical >> MEMORY_PAGE_SHIFT))
+		ram = false;
 	struct block *block = ram ? look_up(vcpu, linear, physical) : NULL;
 
 	if (mmu_note_code(vcpu, linear))
