@@ -25,7 +25,7 @@
 #define REGION      (1u << 19)  /* about */
 #define REGIONS_MAX 32
 #define GIVE_BACK   (1u << 20)
-#define HASH_BITS   15
+#define HASH_BITS   17
 #define HASH_SIZE   (1u << HASH_BITS)
 #define SLOTS_MAX   (4 * BLOCK_INSTRUCTIONS_MAX + 2)
 #define BYTES_MAX   (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
@@ -219,8 +219,14 @@ static uint64_t linear_of(struct vcpu *vcpu)
 static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigned length)
 {
 	const uint8_t *host = memory_pointer(vcpu->memory, physical, length);
+	unsigned i = 0;
 
-	for (unsigned i = 0; i < length; i++)
+	for (; host && i + 8 <= length; i += 8) {
+		uint64_t bytes = *(const volatile guest_64 *)(host + i);
+
+		memcpy(buffer + i, &bytes, 8);
+	}
+	for (; i < length; i++)
 		buffer[i] = host ? ((const volatile uint8_t *)host)[i] : (uint8_t)vcpu_mmio_read(vcpu, physical + i, 1);
 }
 

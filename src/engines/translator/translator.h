@@ -40,14 +40,14 @@
 
 #define XTLB_BITS    10
 #define XTLB_ENTRIES (1u << XTLB_BITS)
-#define XJUMP_BITS   11
+#define XJUMP_BITS   13
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
-#define XPAGE_SIZE   2048u
+#define XPAGE_SIZE   4096u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
 #define XREGIONS_MAX 32
 #define XSAVED       512u
-#define XHEAT        24
+#define XHEAT        50
 #define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 
