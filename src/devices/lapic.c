@@ -233,6 +233,7 @@ static uint32_t register_read(struct lapic *lapic, unsigned reg)
 	case REG_TMR ... REG_TMR + 7:
 		return lapic->tmr[reg - REG_TMR];
 	case REG_IRR ... REG_IRR + 7:
+		lapic_timer_catch_up(lapic);
 		return lapic->irr[reg - REG_IRR];
 	case REG_ESR:
 		return lapic->esr;

@@ -133,6 +133,8 @@ void lapic_send_ipi(struct lapic *lapic, uint64_t icr, bool x2apic);
 void lapic_timer_init(struct lapic *lapic);
 void lapic_timer_reset(struct lapic *lapic);
 uint32_t lapic_timer_count(struct lapic *lapic);
+/* What the guest may see now that its timer has expired, though the host is late to say so. */
+void lapic_timer_catch_up(struct lapic *lapic);
 void lapic_timer_set_count(struct lapic *lapic, uint32_t count);
 void lapic_timer_set_divide(struct lapic *lapic, uint32_t divide);
 void lapic_timer_lvt_changed(struct lapic *lapic, uint32_t old);

@@ -109,16 +109,13 @@ static void forget_expired(struct lapic *lapic)
 		lapic->tsc_deadline = 0;
 }
 
-/* The event loop's thread. It may come late, when the timer has just been changed by the vCPU: everything is looked at
- * again. */
-static void expired(void *owner)
+/* The host's timer has expired. */
+static void fire(struct lapic *lapic)
 {
-	struct lapic *lapic = owner;
-	uint64_t now = clock_now(lapic->group->clock), deadline;
+	uint64_t now = clock_now(lapic->group->clock);
 
-	lapic_lock(lapic);
-	if (timer_pending(&lapic->timer, &deadline) || lapic->lvt[LVT_TIMER] & LVT_MASKED) {
-		/* Set again or masked meanwhile. */
+	if (lapic->lvt[LVT_TIMER] & LVT_MASKED) {
+		/* Masked meanwhile. */
 	} else if (mode(lapic) == LVT_TSC_DEADLINE) {
 		arm_deadline(lapic);
 	} else if (lapic->counting && mode(lapic) == LVT_PERIODIC) {
@@ -128,7 +125,29 @@ static void expired(void *owner)
 	} else {
 		arm_count(lapic);
 	}
+}
+
+/* The event loop's thread. It may come late, when the timer has just been changed by the vCPU: everything is looked at
+ * again. */
+static void expired(void *owner)
+{
+	struct lapic *lapic = owner;
+	uint64_t deadline;
+
+	lapic_lock(lapic);
+	if (!timer_pending(&lapic->timer, &deadline)) /* else it was set again meanwhile */
+		fire(lapic);
 	lapic_unlock(lapic);
+}
+
+void lapic_timer_catch_up(struct lapic *lapic)
+{
+	uint64_t deadline;
+
+	if (timer_pending(&lapic->timer, &deadline) && deadline <= clock_now(lapic->group->clock)) {
+		timer_cancel(&lapic->timer);
+		fire(lapic);
+	}
 }
 
 void lapic_timer_init(struct lapic *lapic)
