@@ -400,6 +400,17 @@ class Shell:
     def send(self, text):
         self.vmm.stdin.write(text.encode())
 
+    def prompt(self, seconds):
+        """The shell's first prompt; the kernel may have written into the middle of it, so an empty line asks for another."""
+        deadline = time.monotonic() + seconds * SLOW
+        while True:
+            try:
+                return self.expect(r'root@ring3:.*# ', 20)
+            except Failed:
+                if self.vmm.poll() is not None or time.monotonic() > deadline:
+                    raise
+                self.send('\n')
+
 
 def debug_linux(options, folder):
     files = subprocess.run([ROOT + '/tools/fetch-guest', options.linux, 'busybox'], stdout=subprocess.PIPE, text=True)
@@ -414,7 +425,7 @@ def debug_linux(options, folder):
                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0)
     try:
         shell = Shell(vmm)
-        shell.expect(r'root@ring3:.*# ', 300)
+        shell.prompt(300)
         shell.send('stty -echo; PS1="# "\n')
         shell.expect(r'\n# ', 60)
         shell.send('grep -E " (ksys_sync|linux_banner|jiffies_64)$" /proc/kallsyms; echo; echo done\n')
@@ -425,7 +436,7 @@ def debug_linux(options, folder):
         shell.expect(r'# ', 60)
         debug('linux', None, {'RING3_SOCKET': f'{folder}/gdb', 'RING3_SYMBOLS': symbols}, 200)
         shell.send('kill $!; echo still "he"re\n')
-        shell.expect('still here', 60)
+        shell.expect('still here\n(.*\n)*?# ', 60) # what comes before the prompt may be lost
         shell.send('poweroff -f\n')
         # The rest must be read, or the guest's console stalls.
         while os.read(vmm.stdout.fileno(), 65536):
