@@ -136,6 +136,15 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 	              o->mem.index == ZYDIS_REGISTER_NONE ? 0 : shift[o->mem.scale], (int32_t)disp);
 }
 
+uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span)
+{
+	emit_rorx(e, S2, S1, 8);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4); /* and */
+	emit_op_base(e, true, 0x33, S1, S2, (int32_t)tags);    /* xor */
+	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
+	return emit_jump_if(e, CC_A);
+}
+
 /*
  * The TLB look-up: linear address in S1; afterwards the host address. Destroys EFLAGS and S2; live flags have been
  * kept.
@@ -146,11 +155,7 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 	struct emitter *e = &tr->e;
 	uint32_t tag = xabs(&t->tlb[tr->view][write][0].tag), host = xabs(&t->tlb[tr->view][write][0].host);
 
-	emit_rorx(e, S2, S1, 8);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4); /* and */
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)tag);     /* xor */
-	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - size));
-	uint8_t *miss = emit_jump_if(e, CC_A);
+	uint8_t *miss = emit_look_up(e, tag, size);
 	emit_op_base(e, true, 0x03, S1, S2, (int32_t)host); /* add */
 	tr->in_register = false;
 	struct pending *p = pend(tr, PENDING_SLOW, miss);

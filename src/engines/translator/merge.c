@@ -370,11 +370,7 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_A));
 		emit_load(e, S1, xabs(&t->window[tr->view].delta));
 	} else {
-		emit_rorx(e, S2, S1, 8);
-		emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);           /* and */
-		emit_op_base(e, true, 0x33, S1, S2, (int32_t)xabs(&entry->tag)); /* xor */
-		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
-		p = pend(tr, PENDING_GROUP, emit_jump_if(e, CC_A));
+		p = pend(tr, PENDING_GROUP, emit_look_up(e, xabs(&entry->tag), span));
 		emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][g->write]));
 	}
 	tr->in_register = false;
@@ -415,14 +411,9 @@ void emit_window_miss(struct translation *tr, const struct pending *p)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
-	unsigned span = p->site->span;
 
 	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag));
-	emit_rorx(e, S2, S1, 8);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag);
-	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
-	uint8_t *miss = emit_jump_if(e, CC_A);
+	uint8_t *miss = emit_look_up(e, p->tag, p->site->span);
 	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag);
 	emit_store(e, S1, xabs(&t->window[tr->view].tag));
 	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][1]));

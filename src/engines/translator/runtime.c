@@ -52,7 +52,7 @@ static void link_to(struct translator *t, struct xlink *link, struct xblock *xbl
 }
 
 /* What a link of another page leads to may be another block, in another address space. */
-static void undo_link(struct translator *t, struct xlink *link)
+void runtime_undo_link(struct translator *t, struct xlink *link)
 {
 	if (!link->target)
 		return;
@@ -65,9 +65,9 @@ static void undo_link(struct translator *t, struct xlink *link)
 	set_displacement(t, link->place, link->stub);
 }
 
-/* Nothing leads to the block any more but its interpreter's block. */
 static handler translated;
 
+/* Nothing leads to the block any more but its interpreter's block. */
 static void unlink_block(struct translator *t, struct xblock *xblock)
 {
 	for (struct xlink *link = xblock->incoming, *next; link; link = next) {
@@ -144,11 +144,6 @@ static void code_written(struct memory_code_listener *listener, bool wait)
 		vcpu_kick(t->vcpu, ATTENTION_STEP);
 	while (atomic_load(&t->in_code) && (int32_t)(atomic_load(&t->code_seen) - writes) < 0)
 		sched_yield();
-}
-
-void runtime_undo_link(struct translator *t, struct xlink *link)
-{
-	undo_link(t, link);
 }
 
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot)
@@ -475,7 +470,7 @@ void translator_to_link(PARAMETERS)
 	if (xblock && flushes == t->flushes) {
 		caches_catch_up(t);
 		if (link->target != xblock) {
-			undo_link(t, link);
+			runtime_undo_link(t, link);
 			link_to(t, link, xblock);
 		}
 		link->key = xpage_key(link->rip, block->physical);

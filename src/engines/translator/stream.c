@@ -132,11 +132,7 @@ static uint8_t *emit_set(struct translation *tr, const struct pending *p, int32_
 	bool falls = tr->stream_falls[p->stream];
 
 	emit_void(tr, p->stream);
-	emit_rorx(e, S2, S1, 8);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);           /* and */
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag);            /* xor */
-	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span)); /* cmp */
-	uint8_t *miss = emit_jump_if(e, CC_A);
+	uint8_t *miss = emit_look_up(e, p->tag, span);
 	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag); /* the page's address */
 	emit_lea(e, S1, S1, falls ? -disp - 1 : (int32_t)(MEMORY_PAGE_SIZE + 1 - span) - disp);
 	emit_group1(e, true, 7, S1, falls ? STRIDE_MAX : -STRIDE_MAX);

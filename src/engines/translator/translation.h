@@ -177,6 +177,12 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place);
 struct xsite *new_site(struct translation *tr, const struct item *item, unsigned size, bool write);
 void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to,
                      bool wide);
+/*
+ * Looks for the TLB entry of linear address S1 among `tags`. S1 becomes the offset in the page, S2 the entry's; the jump
+ * returned is taken where `span` bytes from there are not in one page that has an entry: then S1 XOR [S2 + tags] is the
+ * address again. Destroys EFLAGS.
+ */
+uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span);
 void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write);
 void emit_set_rip(struct translation *tr, uint64_t rip);
 void emit_set_argument(struct translation *tr, const volatile void *pointer);
