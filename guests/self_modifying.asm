@@ -32,6 +32,9 @@ guest_main:
 	call	remapped
 	call	strings
 	call	across
+%ifndef ON_BOCHS
+	call	across_hot
+%endif
 	call	generated
 	call	stack_code
 	ret
@@ -293,4 +296,92 @@ stack_code:
 	jnz	.next
 	CHECK	rax, 2999
 	add	rsp, 64
+	ret
+
+; Hot code across two pages whose second half changes by mapping and by writes elsewhere; flags live on into it.
+;	STC; CMC; STC; <op> EAX, imm32 over the boundary; DEC ECX; JNZ; RET
+across_hot:
+	mov	rdx, AREA + 0xffb
+	mov	byte [rdx], 0xf9		; STC
+	mov	byte [rdx + 1], 0xf5		; CMC
+	mov	byte [rdx + 2], 0xf9		; STC
+	mov	byte [rdx + 3], 0x81		; ADC EAX, imm32: the number is in the second page
+	mov	byte [rdx + 4], 0xd0
+	mov	dword [rdx + 5], 0x10
+	mov	byte [rdx + 9], 0xff		; DEC ECX
+	mov	byte [rdx + 10], 0xc9
+	mov	byte [rdx + 11], 0x75		; JNZ back to STC
+	mov	byte [rdx + 12], 0xf3
+	mov	byte [rdx + 13], 0xc3
+	; The same at another page, with another number.
+	mov	rsi, PHYS + 0x3000
+	mov	dword [rsi], 0x100
+	mov	dword [rsi + 4], 0xf375c9ff
+	mov	byte [rsi + 8], 0xc3
+	mov	r8d, 30
+.next:
+	xor	eax, eax
+	mov	ecx, 300
+	call	rdx
+	CHECK	rax, 300 * 0x11
+	mov	qword [t_pt + 8], PHYS + 0x3000 + ALL
+	invlpg	[rdx + 5]
+	xor	eax, eax
+	mov	ecx, 300
+	call	rdx
+	CHECK	rax, 300 * 0x101
+	mov	qword [t_pt + 8], PHYS + 0x1000 + ALL
+	invlpg	[rdx + 5]
+	; Elsewhere in the second page, and in the first: the code is the same.
+	mov	[PHYS + 0x1800], r8d
+	xor	eax, eax
+	mov	ecx, 300
+	call	rdx
+	CHECK	rax, 300 * 0x11
+	mov	[PHYS + 0x800], r8d
+	xor	eax, eax
+	mov	ecx, 300
+	call	rdx
+	CHECK	rax, 300 * 0x11
+	dec	r8d
+	jnz	.next
+	; The page behind is gone: the fault is the instruction's, with what came before it done.
+	mov	qword [t_pt + 8], 0
+	invlpg	[rdx + 5]
+	xor	eax, eax
+	mov	ecx, 5
+	CATCH	.absent
+	call	rdx
+.absent:
+	CAUGHT	EXC_PF, PF_I
+	mov	qword [t_pt + 8], PHYS + 0x1000 + ALL
+	invlpg	[rdx + 5]
+	; A jump over the boundary, both ways.
+	mov	rdx, AREA + 0xffd
+	mov	byte [rdx - 2], 0xff		; DEC ECX
+	mov	byte [rdx - 1], 0xc9
+	mov	byte [rdx], 0x0f		; JNZ rel32: back to it
+	mov	byte [rdx + 1], 0x85
+	mov	dword [rdx + 2], -8
+	mov	byte [rdx + 6], 0xc3
+	mov	ecx, 1000
+	lea	rbx, [rdx - 2]
+	call	rbx
+	CHECK	rcx, 0
+	mov	byte [rdx + 1], 0x84		; JZ
+	mov	ecx, 1000
+	call	rbx
+	CHECK	rcx, 999
+	; A call with padding, as of __tls_get_addr.
+	mov	rdx, AREA + 0x800
+	mov	dword [rdx], 0xe8486666		; CALL rel32; DEC ECX; JNZ; RET; and what is called: INC EAX; RET
+	mov	dword [rdx + 4], 5
+	mov	dword [rdx + 8], 0xf475c9ff
+	mov	byte [rdx + 12], 0xc3
+	mov	word [rdx + 13], 0xc0ff
+	mov	byte [rdx + 15], 0xc3
+	xor	eax, eax
+	mov	ecx, 500
+	call	rdx
+	CHECK	rax, 500
 	ret

@@ -427,21 +427,44 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 	return block;
 }
 
-/* The page was written since: if the block's own bytes are still the same, it lives on. */
+/* Has a second page, in RAM. */
+static bool goes_on(const struct vcpu *vcpu, const struct block *block)
+{
+	return block->crosses && block->second_page != ~0ull && memory_is_ram(vcpu->memory, block->second_page);
+}
+
+static bool written(const struct vcpu *vcpu, const struct block *block)
+{
+	return *block->generation_now != block->generation ||
+	       (goes_on(vcpu, block) &&
+	        block->second_generation != memory_code_generation(vcpu->memory, block->second_page));
+}
+
+/* A page was written since: if the block's own bytes are still the same, it lives on. */
 static bool revive(struct vcpu *vcpu, struct block *block)
 {
+	unsigned first = MEMORY_PAGE_SIZE - (unsigned)(block->physical & (MEMORY_PAGE_SIZE - 1));
 	uint8_t bytes[BYTES_MAX];
+	uint32_t second = 0;
 
-	if (block->crosses)
+	if (block->crosses && !goes_on(vcpu, block))
 		return false;
 	uint32_t generation = watch_code(vcpu, block->physical);
-	fetch(vcpu, block->physical, bytes, block->length);
+	if (block->crosses) {
+		second = watch_code(vcpu, block->second_page);
+		fetch(vcpu, block->physical, bytes, first);
+		fetch(vcpu, block->second_page, bytes + first, block->length - first);
+	} else {
+		fetch(vcpu, block->physical, bytes, block->length);
+	}
 	if (memcmp(bytes, block->bytes, block->length) != 0)
 		return false;
 	block->generation = generation;
+	block->second_generation = second;
 	return true;
 }
 
+/* Not mapped otherwise; may raise. */
 static bool second_page_valid(struct vcpu *vcpu, const struct block *block, uint64_t linear)
 {
 	uint64_t next_page = (linear | 0xfff) + 1, physical;
@@ -449,9 +472,7 @@ static bool second_page_valid(struct vcpu *vcpu, const struct block *block, uint
 	if (!cpu_long_mode(&vcpu->state))
 		next_page = (uint32_t)next_page;
 	mmu_entry(vcpu, next_page, MMU_EXECUTE, &physical);
-	return physical == block->second_page &&
-	       (!memory_is_ram(vcpu->memory, physical) ||
-	        block->second_generation == memory_code_generation(vcpu->memory, physical));
+	return physical == block->second_page;
 }
 
 static struct block *look_up(struct vcpu *vcpu, uint64_t linear, uint64_t physical)
@@ -462,7 +483,7 @@ static struct block *look_up(struct vcpu *vcpu, uint64_t linear, uint64_t physic
 	for (struct block *block; (block = *link) != NULL; link = &block->next) {
 		if (block->physical != physical || block->mode != interpreter->mode)
 			continue;
-		if ((*block->generation_now != block->generation && !revive(vcpu, block)) ||
+		if ((written(vcpu, block) && !revive(vcpu, block)) ||
 		    (block->crosses && block->second_page != ~0ull && !second_page_valid(vcpu, block, linear))) {
 			vcpu->counters.block_invalidations++;
 			*link = block->next;

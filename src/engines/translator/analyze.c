@@ -57,9 +57,9 @@ static enum kind classify_branch(const struct translation *tr, const struct item
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
 
-	/* With 66h AMD processors truncate RIP. */
+	/* With 66h AMD processors truncate RIP, but behind REX.W (calls of __tls_get_addr are padded with both). */
 	if (item->i.operand_width != tr->stack_size * 8 || item->i.meta.branch_type == ZYDIS_BRANCH_TYPE_FAR ||
-	    (item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE))
+	    ((item->i.attributes & ZYDIS_ATTRIB_HAS_OPERANDSIZE) && !item->i.raw.rex.W))
 		return KIND_FALLBACK;
 	if (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE)
 		return direct;
@@ -409,5 +409,8 @@ bool first_pass(struct translation *tr)
 			live = item->read | (live & ~item->killed);
 		item->live_before = live;
 	}
+	/* Mapped otherwise, the second page may make it another instruction, found out when the block has been entered. */
+	if (block->crosses)
+		tr->item[0].live_before = ALL_FLAGS;
 	return true;
 }

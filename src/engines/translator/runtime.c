@@ -103,6 +103,7 @@ static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
 			const struct insn *first = &xblock->block->insn[0];
 
 			*at = xblock->next_in_page;
+			crossing_remove(t, xblock);
 			/* Who knows its block is found by it: in this chain, or in its slot. */
 			if (first->run != translated || first->pointer != xblock)
 				xblock->block = NULL;
@@ -124,9 +125,12 @@ static void forget_written(struct translator *t)
 	if (atomic_load(&memory->code_writes) - seen >= MEMORY_CODE_NOTES) {
 		for (unsigned n = 0; n < XPAGE_HASH; n++)
 			forget_page(t, &t->page_blocks[n], UINT64_MAX);
+		crossing_written(t, UINT64_MAX, unlink_block);
 	} else {
-		for (unsigned n = 0; n < count; n++)
+		for (unsigned n = 0; n < count; n++) {
 			forget_page(t, page_chain(t, page[n] << MEMORY_PAGE_SHIFT), page[n]);
+			crossing_written(t, page[n], unlink_block);
+		}
 	}
 	atomic_store(&t->code_seen, writes);
 }
@@ -155,6 +159,7 @@ void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot
 		at = &(*at)->next_in_page;
 	if (*at)
 		*at = xblock->next_in_page;
+	crossing_remove(t, xblock);
 	unlink_block(t, xblock);
 	if (slot && first->run == translated && first->pointer == xblock) {
 		first->run = translator_heat;
@@ -192,6 +197,7 @@ void translator_flush(struct translator *t)
 	t->counters.flushes++;
 	regions_flush(t);
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
+	memset(t->crossing, 0, sizeof(t->crossing));
 	caches_empty_targets(t);
 }
 
@@ -221,10 +227,17 @@ void translator_page_watched(struct translator *t)
 
 typedef void enter_code(struct vcpu *vcpu, const uint8_t *host, uint32_t flags);
 
+/* Its first page was compared already. */
+static bool second_page_written(const struct xblock *xblock)
+{
+	return xblock->second_now && atomic_load(xblock->second_now) != xblock->second_generation;
+}
+
 static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
 {
 	return xblock->generation == xblock->block->generation && xblock->rip == vcpu->state.rip &&
-	       xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links;
+	       xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links &&
+	       !second_page_written(xblock);
 }
 
 /*
@@ -292,7 +305,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 		mode32_note_segments(t);
 	/* Disabled, or written by somebody since it was found. */
 	if (unlikely(vcpu->classes_disabled & classes_needed(xblock)) ||
-	    unlikely(*xblock->block->generation_now != xblock->generation)) {
+	    unlikely(*xblock->block->generation_now != xblock->generation) || unlikely(second_page_written(xblock))) {
 		const struct insn *insn = &xblock->block->insn[1];
 
 		atomic_store_explicit(&t->in_code, 0, memory_order_release);
@@ -359,6 +372,7 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 	regions_add(t, xblock);
 	xblock->next_in_page = *page_chain(t, block->physical);
 	*page_chain(t, block->physical) = xblock;
+	crossing_add(t, xblock);
 	slot->pointer = xblock;
 	slot->run = translated;
 	return TRANSLATED;
@@ -378,7 +392,7 @@ void translator_heat(PARAMETERS)
 	struct block *block = (struct block *)((uint8_t *)slot - offsetof(struct block, insn));
 	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
 	vcpu->executing = NULL;
-	bool possible = translator_mode(block->mode) && !block->crosses;
+	bool possible = translator_mode(block->mode) && (!block->crosses || crossing_possible(t, block));
 	enum outcome outcome = possible ? translate(t, block, slot) : REFUSED;
 	if (outcome == REFUSED) {
 		t->counters.refused++;
@@ -447,6 +461,13 @@ static void go_on(PARAMETERS, struct block *block)
 	return block->insn[0].run(vcpu, block->insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 }
 
+/* The block at `rip` may be reached. */
+static void note_code(struct translator *t, const struct xblock *xblock, uint64_t rip)
+{
+	caches_enter_code(t, xblock->code_view, rip, xblock->block->physical);
+	crossing_note_code(t, xblock, rip);
+}
+
 void translator_to_link(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
@@ -469,12 +490,12 @@ void translator_to_link(PARAMETERS)
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock && flushes == t->flushes) {
 		caches_catch_up(t);
-		if (link->target != xblock) {
+		if (link->target != xblock && link->place) {
 			runtime_undo_link(t, link);
 			link_to(t, link, xblock);
 		}
 		link->key = xpage_key(link->rip, block->physical);
-		caches_enter_code(t, xblock->code_view, link->rip, block->physical);
+		note_code(t, xblock, link->rip);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -510,7 +531,7 @@ void translator_to_address(PARAMETERS)
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock) {
 		caches_catch_up(t);
-		caches_enter_code(t, xblock->code_view, rip, block->physical);
+		note_code(t, xblock, rip);
 		caches_enter_target(t, xblock->code_view, rip, code_arena_executable(&t->arena, xblock->entry_b));
 	}
 	return go_on(ARGUMENTS, block);
@@ -662,7 +683,7 @@ static uint64_t go_on_translated(struct translator *t)
 		if (!xblock)
 			return SLOW_LEAVE;
 		caches_catch_up(t);
-		caches_enter_code(t, code_view, vcpu->state.rip, block->physical);
+		note_code(t, xblock, vcpu->state.rip);
 		caches_enter_target(t, code_view, vcpu->state.rip, code_arena_executable(&t->arena, xblock->entry_b));
 		announce(t); /* may take it away again */
 		host = known_target(t, code_view);

@@ -48,6 +48,15 @@ enum xstring_result translator_string(struct translator *t, const struct xsite *
 /* What comes after another result than XSTRING_DONE, for site exit_argument: SLOW_*. May raise. */
 uint64_t translator_string_slow(struct translator *t, enum xstring_result result);
 
+/* crossing.c: instructions that cross into another page; the others' blocks are left alone. */
+bool crossing_possible(const struct translator *t, const struct block *block);
+void crossing_add(struct translator *t, struct xblock *xblock);
+void crossing_remove(struct translator *t, struct xblock *xblock);
+/* A page of code (all ones: of all) was written: what leads to translations that go on in it is undone. */
+void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct translator *, struct xblock *));
+/* As caches_enter_code() for the page where it goes on. */
+void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
+
 /* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
 void runtime_undo_link(struct translator *t, struct xlink *link);

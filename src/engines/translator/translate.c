@@ -240,6 +240,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	xblock->entry_av = e->at;
 	emit_void_streams(tr);
 	xblock->entry_loop = e->at;
+	emit_crossing_check(tr);
 	if (t->count_executed)
 		emit_count_executed(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
@@ -432,6 +433,10 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .code_view = (uint8_t)tr->code_view,
 	                          .vector = tr->vector,
 	                          .x87 = tr->x87};
+	if (block->crosses) {
+		xblock->second_now = &t->vcpu->memory->code_generation[block->second_page >> MEMORY_PAGE_SHIFT];
+		xblock->second_generation = block->second_generation;
+	}
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX < end ? code + CODE_MAX : end};
 	find_groups(tr);
 	tr->xblock = xblock;

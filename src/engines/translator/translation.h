@@ -7,6 +7,7 @@
  *	merge.c      which accesses share a check
  *	stream.c     accesses of loops that walk through memory
  *	control.c    exits, links, a block's entries, code out of line
+ *	crossing.c   instructions that cross into another page
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
  *	translate_string.c, string_copy.c  string instructions
@@ -248,6 +249,9 @@ void translate_terminal(struct translation *tr, const struct item *item);
 void emit_checks_keeping_flags(struct translation *tr);
 void emit_checks(struct translation *tr);
 void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
+
+/* crossing.c */
+void emit_crossing_check(struct translation *tr);
 
 /* x87.c */
 bool uses_x87(const struct item *item);

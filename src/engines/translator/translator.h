@@ -45,6 +45,7 @@
 #define XPAGE_SIZE   4096u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
+#define XCROSS_HASH  1024u
 #define XREGIONS_MAX 32
 #define XSAVED       512u
 #define XHEAT        50
@@ -64,16 +65,20 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 struct xblock {
 	uint64_t rip; /* linear address that it was translated for */
 	const uint8_t *entry_a, *entry_b;
-	const uint8_t *entry_av;     /* behind A's look whether vector and x87 registers are there */
-	const uint8_t *entry_loop;   /* where the block's own jump back leads */
-	const uint8_t *code;         /* writable view */
-	uint32_t size;               /* of the code, in bytes */
-	struct block *block;         /* NULL: gone, and this with it */
-	uint32_t generation;         /* of the page when it was translated */
-	uint8_t view, code_view;     /* enum mmu_view; below XVIEWS */
-	uint8_t vector;              /* enum vector_need */
-	bool x87;                    /* uses the x87 unit */
-	bool flagged;                /* flags are live at the entry: A and B differ */
+	const uint8_t *entry_av;   /* behind A's look whether vector and x87 registers are there */
+	const uint8_t *entry_loop; /* where the block's own jump back leads */
+	const uint8_t *code;       /* writable view */
+	uint32_t size;             /* of the code, in bytes */
+	struct block *block;       /* NULL: gone, and this with it */
+	uint32_t generation;       /* of the page when it was translated */
+	uint8_t view, code_view;   /* enum mmu_view; below XVIEWS */
+	uint8_t vector;            /* enum vector_need */
+	bool x87;                  /* uses the x87 unit */
+	bool flagged;              /* flags are live at the entry: A and B differ */
+	/* Of an instruction that crosses into another page: that page's generation, now and when translated; or NULL. */
+	const _Atomic uint32_t *second_now;
+	uint32_t second_generation;
+	struct xblock *next_crossing;
 	struct xblock *next;         /* in its region */
 	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
 	struct xlink *incoming;      /* links that jump here */
@@ -214,6 +219,7 @@ struct translator {
 
 	struct vcpu *vcpu;
 	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
+	struct xblock *crossing[XCROSS_HASH];   /* by the second page of those that have one */
 	struct memory_code_listener listener;
 	_Atomic uint32_t code_seen; /* memory->code_writes that this vCPU has acted upon */
 	struct code_arena arena;
