@@ -15,6 +15,7 @@ guest_main:
 	call	string_patch
 	call	string_mmio
 	call	partial
+	call	vectors
 	call	interrupted
 	ret
 
@@ -89,6 +90,64 @@ partial:
 	cmp	ebp, 60
 	jb	.again
 	ret
+
+; Vector registers are nobody's but the guest's, whatever copies.
+vectors:
+	mov	eax, 1
+	cpuid
+	bt	ecx, 26				; XSAVE
+	jnc	.none
+	mov	eax, 7
+	xor	ecx, ecx
+	cpuid
+	bt	ebx, 16				; AVX512F
+	jnc	.none
+	SET_CR	cr4, CR4_OSXSAVE | CR4_OSFXSR
+	xor	ecx, ecx
+	mov	eax, 0xe7
+	xor	edx, edx
+	xsetbv
+	call	string_area
+	mov	eax, 0x12345678
+	vpbroadcastd zmm16, eax
+	vpslld	zmm17, zmm16, 1
+	mov	ebp, 600
+.again:
+	; Patterns that go with the round, from the last bytes of a page into the next.
+	vpaddd	zmm16, zmm16, zmm17
+	vmovdqa64 zmm18, zmm16
+	mov	edi, AREA + 0x1000 - 37
+	mov	ecx, ebp
+	mov	eax, ebp
+	rep	stosb
+	mov	[AREA + 0x1000 - 37 + 5], ebp
+	mov	esi, AREA + 0x1000 - 37
+	mov	edi, AREA + 0x5000 - 200
+	lea	ecx, [ebp + 8]
+	rep	movsb
+	vpcmpeqd k1, zmm16, zmm18
+	kortestw k1, k1
+	HOLDS	c, "ZMM16 behind REP MOVSB"
+	mov	esi, AREA + 0x1000 - 37
+	mov	edi, AREA + 0x5000 - 200
+	lea	ecx, [ebp + 8]
+	repe	cmpsb
+	HOLDS	e, "the copy"
+	mov	edi, AREA + 0x5000 - 200
+	mov	ecx, ebp
+	shr	ecx, 3
+	mov	rax, 0x1122334455667788
+	rep	stosq
+	vpcmpeqd k1, zmm16, zmm18
+	kortestw k1, k1
+	HOLDS	c, "ZMM16 behind REP STOSQ"
+	cmp	ebp, 8
+	jb	.next
+	CHECK	[rdi - 8], rax
+.next:
+	dec	ebp
+	jnz	.again
+.none:	ret
 
 ; A timer that comes every 50 microseconds or so, while strings of 24 MiB run.
 note:

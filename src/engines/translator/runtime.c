@@ -18,7 +18,6 @@
 #include "machine/machine.h"
 #include "memory/memory.h"
 
-#define TRAMPOLINES  16384u
 #define SHARE        (64u << 20) /* of the cache, without a machine */
 #define GROUP_MISSES 200         /* that end in the interpreter, before a block's accesses are taken apart */
 
@@ -951,7 +950,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 	uint64_t share = vcpu->machine && vcpu->machine->options.code_cache
 	                     ? vcpu->machine->options.code_cache / vcpu->machine->options.cpus
 	                     : SHARE;
-	int error = code_arena_create(&t->arena, TRAMPOLINES + regions_code_size(share));
+	int error = code_arena_create(&t->arena, TRAMPOLINES_SIZE + STRING_ROOM + regions_code_size(share));
 	if (error || !translator_emit_trampolines(t) || regions_create(t, share)) {
 		errno = error ? -error : ENOMEM;
 		error = errno;
@@ -959,8 +958,10 @@ struct translator *translator_create(struct vcpu *vcpu)
 		errno = error;
 		return NULL;
 	}
-	if (t->perf_map)
-		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES, "enter, exit, slow access");
+	if (t->perf_map) {
+		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES_SIZE, "enter, exit, slow access");
+		perf_map_own(t->perf_map, t->arena.execute + TRAMPOLINES_SIZE, STRING_ROOM, "REP MOVS and STOS");
+	}
 	if (caches_create(t)) {
 		translator_destroy(t);
 		errno = ENOMEM;

@@ -57,6 +57,10 @@ void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct
 /* As caches_enter_code() for the page where it goes on. */
 void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
 
+/* The arena begins with these, then comes room for string_routines.c. */
+#define TRAMPOLINES_SIZE 16384u
+#define STRING_ROOM      32768u
+
 /* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
 void runtime_undo_link(struct translator *t, struct xlink *link);

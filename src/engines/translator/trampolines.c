@@ -327,11 +327,13 @@ static void emit_string(struct emitter *e, struct translator *t)
 
 bool translator_emit_trampolines(struct translator *t)
 {
-	uint8_t *memory = code_arena_allocate(&t->arena, 16384, 64);
-	struct emitter e = {.at = memory, .end = memory ? memory + 16384 : NULL};
+	uint8_t *memory = code_arena_allocate(&t->arena, TRAMPOLINES_SIZE, 64);
+	struct emitter e = {.at = memory, .end = memory ? memory + TRAMPOLINES_SIZE : NULL};
 
-	if (!memory)
+	t->string_room = code_arena_allocate(&t->arena, STRING_ROOM, 64);
+	if (!memory || !t->string_room)
 		return false;
+	t->string_room_end = t->string_room + STRING_ROOM;
 	emit_enter(&e, t);
 	t->exit_slot = emit_exit(&e, t, translator_to_slot);
 	t->exit_link = emit_exit(&e, t, translator_to_link);

@@ -1,11 +1,11 @@
 /*
- * String instructions (SDM 2B REP). REP MOVS, STOS and CMPS whose operands lie upwards within one page that the TLB
- * knows become the host's own instruction on host addresses; without REP they are one or two accesses. All else is done
- * by translator_string() (string_copy.c), called out of line.
+ * String instructions (SDM 2B REP). REP MOVS and STOS call a routine (string_routines.c). REP CMPS and SCAS whose
+ * operands lie upwards within one page that the TLB knows become the host's own instruction on host addresses; without
+ * REP they are one or two accesses. All else is done by translator_string() (string_copy.c), called out of line.
  *
  *	mov [gpr.rsi], rsi; ...; xor rsi, [tag]; lea r9, [rsi + rcx*size]; cmp r9, 4096; ja helper; add rsi, [host]
  *	the same for rdi; r9 = guest - host rsi; r10 = guest - host rdi
- *	rep movs; lea rsi, [rsi + r9]; lea rdi, [rdi + r10]
+ *	rep cmps; lea rsi, [rsi + r9]; lea rdi, [rdi + r10]
  *
  * No fault comes while RSI and RDI are host addresses: the TLB knows only RAM. In 32-bit code the last LEA is a 32-bit
  * one; upper halves that are not zero (64-bit code left them) are no page's, and so the helper's.
@@ -52,15 +52,12 @@ static void emit_sized(struct emitter *e, unsigned opcode, unsigned reg, unsigne
 /* The host's own instruction. */
 static void emit_host(struct emitter *e, enum xstring operation, unsigned repeat, unsigned size)
 {
-	static const uint8_t opcode[] = {
-	    [XSTRING_MOVS] = 0xa4, [XSTRING_STOS] = 0xaa, [XSTRING_SCAS] = 0xae, [XSTRING_CMPS] = 0xa6};
-
 	emit_byte(e, repeat);
 	if (size == 2)
 		emit_byte(e, 0x66);
 	if (size == 8)
 		emit_byte(e, 0x48);
-	emit_byte(e, opcode[operation] | (size > 1));
+	emit_byte(e, (operation == XSTRING_SCAS ? 0xae : 0xa6) | (size > 1));
 }
 
 /* test byte [rflags + 1], DF; jnz */
@@ -81,7 +78,7 @@ static struct xsite *new_string_site(struct translation *tr, const struct item *
 
 /* RSI or RDI becomes a host address, with as much as RCX says behind it in its page; the guest's goes into the vCPU
  * block. Returns the jump where that is not so: RSI or RDI is spoilt there. */
-static uint8_t *emit_host_address(struct translation *tr, unsigned reg, unsigned size, bool write)
+static uint8_t *emit_host_address(struct translation *tr, unsigned reg, unsigned size)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
@@ -90,40 +87,46 @@ static uint8_t *emit_host_address(struct translation *tr, unsigned reg, unsigned
 	emit_store(e, reg, gpr_abs(tr, reg));
 	emit_rorx(e, S2, reg, 8);
 	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);
-	emit_op_base(e, true, 0x33, reg, S2, (int32_t)xabs(&t->tlb[tr->view][write][0].tag)); /* xor */
+	emit_op_base(e, true, 0x33, reg, S2, (int32_t)xabs(&t->tlb[tr->view][0][0].tag)); /* xor */
 	emit_lea_full(e, true, false, S1, reg, RCX, shift[size], 0);
 	emit_group1(e, true, 7, S1, MEMORY_PAGE_SIZE);
 	uint8_t *miss = emit_jump_if(e, CC_A);
-	emit_op_base(e, true, 0x03, reg, S2, (int32_t)xabs(&t->tlb[tr->view][write][0].host)); /* add */
+	emit_op_base(e, true, 0x03, reg, S2, (int32_t)xabs(&t->tlb[tr->view][0][0].host)); /* add */
 	return miss;
 }
 
-static void translate_repeated(struct translation *tr, const struct item *item, enum xstring operation)
+/* By a routine, or translator_string(). */
+static void translate_called(struct translation *tr, const struct item *item, enum xstring operation,
+                             const uint8_t *routine)
+{
+	tr->in_register = false;
+	emit_store_imm(&tr->e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(new_string_site(tr, item, operation)));
+	emit_call_to(&tr->e, routine ? routine : tr->t->string);
+	if (operation == XSTRING_SCAS || operation == XSTRING_CMPS)
+		tr->in_memory = true;
+}
+
+static void translate_compare(struct translation *tr, const struct item *item, enum xstring operation)
 {
 	struct emitter *e = &tr->e;
 	unsigned size = item->slot->a;
-	bool source = operation == XSTRING_MOVS || operation == XSTRING_CMPS;
-	bool compare = operation == XSTRING_SCAS || operation == XSTRING_CMPS;
+	bool source = operation == XSTRING_CMPS;
 	uint8_t *down = emit_if_down(tr), *count, *miss_source = NULL, *miss_destination;
 
 	/* A count of 0 compares nothing and keeps the flags. */
-	if (compare) {
-		emit_lea(e, S1, RCX, -1);
-		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE / size) - 1);
-	} else {
-		emit_group1(e, true, 7, RCX, (int32_t)(MEMORY_PAGE_SIZE / size));
-	}
+	emit_lea(e, S1, RCX, -1);
+	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE / size) - 1);
 	count = emit_jump_if(e, CC_A);
 	if (source)
-		miss_source = emit_host_address(tr, RSI, size, false);
-	miss_destination = emit_host_address(tr, RDI, size, !compare);
+		miss_source = emit_host_address(tr, RSI, size);
+	miss_destination = emit_host_address(tr, RDI, size);
 	if (source) {
 		emit_load(e, S1, gpr_abs(tr, RSI));
 		emit_op_reg(e, true, 0x29, RSI, S1); /* sub */
 	}
 	emit_load(e, S2, gpr_abs(tr, RDI));
 	emit_op_reg(e, true, 0x29, RDI, S2);
-	emit_host(e, operation, compare && item->slot->b == 2 ? 0xf2 : 0xf3, size);
+	emit_host(e, operation, item->slot->b == 2 ? 0xf2 : 0xf3, size);
 	if (source)
 		emit_lea_full(e, !tr->code32, false, RSI, RSI, S1, 0, 0);
 	emit_lea_full(e, !tr->code32, false, RDI, RDI, S2, 0, 0);
@@ -134,12 +137,10 @@ static void translate_repeated(struct translation *tr, const struct item *item, 
 	p->more[1] = miss_source;
 	p->more[2] = miss_destination;
 	p->resume = e->at;
-	p->restore = compare && item->live_after;
+	p->restore = item->live_after;
 	p->site = new_string_site(tr, item, operation);
-	if (compare) {
-		tr->in_register = true;
-		tr->in_memory = false;
-	}
+	tr->in_register = true;
+	tr->in_memory = false;
 }
 
 static void translate_single(struct translation *tr, const struct item *item, enum xstring operation)
@@ -187,19 +188,18 @@ void translate_string(struct translation *tr, const struct item *item)
 {
 	enum xstring operation = operation_of(item->i.mnemonic);
 	const struct insn *slot = item->slot;
+	const uint8_t *routine = NULL;
 
 	flags_keep(tr, item->live_before);
 	if (item->i.address_width == tr->stack_size * 8 && slot->index != SEG_FS && slot->index != SEG_GS) {
 		if (!slot->b)
 			return translate_single(tr, item, operation);
+		if (operation == XSTRING_SCAS || operation == XSTRING_CMPS)
+			return translate_compare(tr, item, operation);
 		if (operation != XSTRING_LODS)
-			return translate_repeated(tr, item, operation);
+			routine = string_routine(tr->t, operation, tr->view, slot->a, tr->code32);
 	}
-	tr->in_register = false;
-	emit_store_imm(&tr->e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(new_string_site(tr, item, operation)));
-	emit_call_to(&tr->e, tr->t->string);
-	if (operation == XSTRING_SCAS || operation == XSTRING_CMPS)
-		tr->in_memory = true;
+	translate_called(tr, item, operation, routine);
 }
 
 void emit_pending_string(struct translation *tr, const struct pending *p)
@@ -213,7 +213,7 @@ void emit_pending_string(struct translation *tr, const struct pending *p)
 	}
 	if (p->more[1])
 		emit_fix(e, p->more[1]);
-	if (p->site->string == XSTRING_MOVS || p->site->string == XSTRING_CMPS)
+	if (p->site->string == XSTRING_CMPS)
 		if (p->more[2])
 			emit_load(e, RSI, gpr_abs(tr, RSI));
 	if (p->more[0])

@@ -10,7 +10,7 @@
  *	crossing.c   instructions that cross into another page
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
- *	translate_string.c, string_copy.c  string instructions
+ *	translate_string.c, string_routines.c, string_copy.c  string instructions
  *	translate_more.c  others that have a way of their own
  *	translate_system.c   sensitive instructions
  */
@@ -233,6 +233,9 @@ void call_sensitive(struct translation *tr, const struct item *item);
 bool string_possible(const struct item *item);
 void translate_string(struct translation *tr, const struct item *item);
 void emit_pending_string(struct translation *tr, const struct pending *p);
+
+/* string_routines.c: REP MOVS or STOS of elements of `size` bytes, called as t->string is; NULL: no room. */
+const uint8_t *string_routine(struct translator *t, enum xstring operation, unsigned view, unsigned size, bool code32);
 
 /* translate_more.c */
 enum kind classify_more(const struct item *item);

@@ -207,9 +207,14 @@ struct translator {
 	uint64_t release,
 	    undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
 	struct translation *scratch;
-	struct xblock *blocks;   /* all, to be freed */
-	uint64_t string_value;   /* between the two accesses of MOVS and CMPS */
-	uint64_t borrowed[3];    /* host registers that one instruction took */
+	struct xblock *blocks; /* all, to be freed */
+	uint64_t string_value; /* between the two accesses of MOVS and CMPS */
+	uint64_t borrowed[3];  /* host registers that one instruction took */
+	/* string_routines.c: in use by a routine; the routines, by REP STOS, view, size, 32-bit code; room for more. */
+	uint64_t string_saved[4];
+	uint8_t string_vector[64];
+	const uint8_t *string_routine[2][MMU_VIEWS][4][2];
+	uint8_t *string_room, *string_room_end;
 	uint64_t string_missing; /* XSTRING_MISS: the address, and whether it is to be written */
 	bool string_missing_write;
 	uint32_t flags;
