@@ -7,18 +7,17 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
-#define HOOKED_MAX    64u
-#define POLL_LOOK_NS  5000u
-#define PREEMPTED_NS  20000u    /* a hole in our own time: somebody else wants this processor */
-#define POLL_PAUSE_NS 20000000u /* ... and then we sleep like everybody */
+#include "host/busy_wait.h"
+
+#define POLL_LOOKS   4u /* between two of the clock */
+#define POLL_LOOK_NS 10000u
+#define HOOKED_MAX   64u
 
 struct event_source {
 	struct event_loop *loop;
@@ -41,15 +40,13 @@ struct event_loop {
 	bool running;
 	unsigned always_ready; /* sources of that kind which want events */
 	struct event_source *sources, *removed;
-	unsigned hooks; /* changes of poll and flush functions */
+	_Atomic unsigned hooks; /* changes of who has poll and flush functions; read without the lock */
 
 	_Atomic bool polls;
 	/* The loop's thread alone: */
 	struct event_source *hooked[HOOKED_MAX]; /* sources with poll or flush; as of `hooks_seen` */
 	unsigned hooked_count, hooks_seen;
-	bool may_poll;      /* there is another processor for those who are waited for */
-	uint64_t poll_ns;   /* how long, now */
-	uint64_t poll_from; /* not before */
+	struct busy_wait wait;
 };
 
 struct event_loop *event_loop_create(void)
@@ -70,8 +67,7 @@ struct event_loop *event_loop_create(void)
 	if (epoll_ctl(loop->epoll, EPOLL_CTL_ADD, loop->wake, &event) < 0)
 		goto fail;
 	pthread_mutex_init(&loop->lock, NULL);
-	cpu_set_t processors;
-	loop->may_poll = sched_getaffinity(0, sizeof(processors), &processors) == 0 && CPU_COUNT(&processors) > 1;
+	busy_wait_init(&loop->wait);
 	return loop;
 fail:
 	error = errno;
@@ -157,106 +153,83 @@ static void free_removed(struct event_loop *loop)
 
 /* ---- busy waiting ---- */
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* The list of sources with functions of their own. (What is removed later stays allocated until the round's end, and is removed from the
  * list in the next one.) */
-static void find_hooked(struct event_loop *loop)
+static bool hooks_changed(const struct event_loop *loop)
 {
-	pthread_mutex_lock(&loop->lock);
-	if (loop->hooks_seen != loop->hooks) {
-		loop->hooks_seen = loop->hooks;
-		loop->hooked_count = 0;
-		for (struct event_source *source = loop->sources; source && loop->hooked_count < HOOKED_MAX;
-		     source = source->next)
-			if (source->poll || source->flush)
-				loop->hooked[loop->hooked_count++] = source;
-	}
-	pthread_mutex_unlock(&loop->lock);
+	return loop->hooks_seen != atomic_load(&loop->hooks);
 }
 
-static bool removed(struct event_loop *loop, const struct event_source *source)
+static void find_hooked(struct event_loop *loop)
 {
+	if (!hooks_changed(loop))
+		return;
 	pthread_mutex_lock(&loop->lock);
-	bool result = source->removed || source->events == 0;
+	loop->hooks_seen = atomic_load(&loop->hooks);
+	loop->hooked_count = 0;
+	for (struct event_source *source = loop->sources; source && loop->hooked_count < HOOKED_MAX;
+	     source = source->next)
+		if (source->events && (source->poll || source->flush))
+			loop->hooked[loop->hooked_count++] = source;
 	pthread_mutex_unlock(&loop->lock);
-	return result;
 }
 
 static void flush_all(struct event_loop *loop)
 {
-	for (unsigned i = 0; i < loop->hooked_count; i++)
-		if (loop->hooked[i]->flush && !removed(loop, loop->hooked[i]))
-			loop->hooked[i]->flush(loop->hooked[i]->owner);
+	do {
+		find_hooked(loop);
+		for (unsigned i = 0; i < loop->hooked_count && !hooks_changed(loop); i++)
+			if (loop->hooked[i]->flush)
+				loop->hooked[i]->flush(loop->hooked[i]->owner);
+	} while (hooks_changed(loop));
 }
 
 static bool poll_all(struct event_loop *loop)
 {
 	bool worked = false;
 
-	for (unsigned i = 0; i < loop->hooked_count; i++)
-		if (loop->hooked[i]->poll && !removed(loop, loop->hooked[i]))
+	find_hooked(loop);
+	for (unsigned i = 0; i < loop->hooked_count && !hooks_changed(loop); i++)
+		if (loop->hooked[i]->poll)
 			worked |= loop->hooked[i]->poll(loop->hooked[i]->owner);
 	return worked;
 }
 
 /* Other descriptors are looked at now and then. As epoll_wait(), with *worked: something was done without it. */
-static int poll_a_while(struct event_loop *loop, struct epoll_event *events, int room, uint64_t start, bool *worked)
+static int poll_a_while(struct event_loop *loop, struct epoll_event *events, int room, bool *worked)
 {
-	uint64_t now = start, looked = start, before;
+	struct busy_wait *wait = &loop->wait;
+	uint64_t looked = wait->start;
 	int count = 0;
 
 	atomic_store(&loop->polls, true);
 	do {
-		*worked = poll_all(loop);
-		if (*worked || count > 0 || atomic_load(&loop->stop))
-			break;
-		__builtin_ia32_pause();
-		before = now;
-		now = now_ns();
-		if (now - before > PREEMPTED_NS) {
-			loop->poll_ns = 0;
-			loop->poll_from = now + POLL_PAUSE_NS;
+		for (unsigned i = 0; i < POLL_LOOKS && !*worked; i++) {
+			*worked = poll_all(loop);
+			__builtin_ia32_pause();
 		}
-		if (now - looked > POLL_LOOK_NS) {
-			looked = now;
+		if (!*worked && wait->last - looked > POLL_LOOK_NS) {
+			looked = wait->last;
 			count = epoll_wait(loop->epoll, events, room, 0);
 		}
-	} while (now - start < loop->poll_ns);
+	} while (!*worked && count <= 0 && !atomic_load(&loop->stop) && busy_wait_goes_on(wait));
 	atomic_store(&loop->polls, false);
 	*worked |= poll_all(loop);
 	return *worked && count <= 0 ? epoll_wait(loop->epoll, events, room, 0) : count;
 }
 
-/* A sleep that was short could have been a poll; a poll for nothing was too long. */
-static void learn(struct event_loop *loop, uint64_t start, uint64_t end, bool polled)
-{
-	if (end - start <= EVENT_LOOP_POLL_NS && end >= loop->poll_from)
-		loop->poll_ns = EVENT_LOOP_POLL_NS;
-	else if (polled)
-		loop->poll_ns = loop->poll_ns > 4000 ? loop->poll_ns / 2 : 0;
-}
-
 /* As epoll_wait(), but it may be that something is done already. */
 static int wait_for_events(struct event_loop *loop, struct epoll_event *events, int room, int timeout)
 {
-	find_hooked(loop);
 	flush_all(loop);
-	if (timeout == 0 || !loop->may_poll || loop->hooked_count == 0)
+	if (timeout == 0 || loop->hooked_count == 0)
 		return epoll_wait(loop->epoll, events, room, timeout);
-	uint64_t start = now_ns();
-	bool polled = loop->poll_ns > 0 && start >= loop->poll_from, worked = false;
-	int count = polled ? poll_a_while(loop, events, room, start, &worked) : 0;
+	bool looked = busy_wait_begin(&loop->wait), worked = false;
+	int count = looked ? poll_a_while(loop, events, room, &worked) : 0;
 	if (worked || count > 0)
 		return count;
 	count = epoll_wait(loop->epoll, events, room, timeout);
-	learn(loop, start, now_ns(), polled);
+	busy_wait_slept(&loop->wait, looked);
 	return count;
 }
 
@@ -346,6 +319,8 @@ static int source_update(struct event_source *source, uint32_t events)
 		}
 		source->in_epoll = true;
 	}
+	if ((source->poll || source->flush) && !events != !source->events)
+		loop->hooks++;
 	source->events = events;
 	return 0;
 }

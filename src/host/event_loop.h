@@ -26,14 +26,12 @@ int event_source_change(struct event_source *source, uint32_t events);
 void event_source_remove(struct event_source *source);
 
 /*
- * Busy waiting. Before the loop sleeps, it calls the `poll` functions of its sources over and over for up to EVENT_LOOP_POLL_NS, if
- * its last sleeps were that short; a thread switch costs more than such a wait. `poll` does what there is to do and tells whether there
- * was anything. It does not pay, and does not happen, on hosts with one processor and while others want the loop's.
+ * Busy waiting. Before the loop sleeps, it calls the `poll` functions of its sources over and over for a while, if its last sleeps
+ * were short (busy_wait.h). `poll` does what there is to do and tells whether there was anything.
  *
  * While event_loop_polls() holds, whoever has work for a source with `poll` need not signal its descriptor, if the work is in memory
  * before (seq_cst): the loop looks once more after it has stopped polling. Any thread.
  */
-#define EVENT_LOOP_POLL_NS 100000u
 void event_source_set_poll(struct event_source *source, bool (*poll)(void *owner));
 bool event_loop_polls(const struct event_loop *loop);
 /* `flush` is called each time before the loop waits, in either way, on its thread: for work that is better done in one go. */

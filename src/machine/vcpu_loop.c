@@ -4,29 +4,27 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "debug/dump.h"
 #include "devices/lapic.h"
 #include "engines/engine.h"
+#include "host/busy_wait.h"
 #include "host/log.h"
 #include "machine/lifecycle.h"
 #include "x86/exceptions.h"
 
-#define HALT_POLL_NS 100000u
+#define HALT_LOOKS 16u /* for a kick, between two of the clock */
 
 struct vcpu_thread {
 	pthread_t thread;
 	_Atomic bool sleeping; /* in futex_wait on vcpu->attention */
-	bool may_poll;         /* there is another host processor, on which those may run who wake us */
-	uint64_t poll_ns;      /* how long to look before sleeping, now */
+	struct busy_wait wait;
 };
 
 void vcpu_kick(struct vcpu *vcpu, uint32_t attention)
@@ -41,50 +39,27 @@ void vcpu_kick(struct vcpu *vcpu, uint32_t attention)
 		syscall(SYS_futex, &vcpu->attention, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
-static uint64_t now_ns(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* Looks for a while whether a kick comes: waking a thread takes longer than a fast disk. */
-static bool poll_for_kick(struct vcpu *vcpu, uint64_t start)
-{
-	struct vcpu_thread *thread = vcpu->thread;
-
-	while (thread->poll_ns > 0 && now_ns() - start < thread->poll_ns) {
-		for (unsigned i = 0; i < 16; i++) {
-			if (atomic_load(&vcpu->attention))
-				return true;
-			__builtin_ia32_pause();
-		}
-	}
-	return false;
-}
-
 /*
- * Sleeps until vcpu->attention is not 0. A kick between the caller's last look and the sleep is seen by the futex's
- * compare. Sleeps that were short teach it to look first; looks for nothing unteach it.
+ * Sleeps until vcpu->attention is not 0, or looks for a while first whether a kick comes. A kick between the caller's last look and the
+ * sleep is seen by the futex's compare.
  */
 static void sleep_until_kicked(struct vcpu *vcpu)
 {
 	struct vcpu_thread *thread = vcpu->thread;
-	uint64_t start = thread->may_poll ? now_ns() : 0;
+	bool looks = busy_wait_begin(&thread->wait);
 
-	if (thread->may_poll && poll_for_kick(vcpu, start))
-		return;
+	for (bool more = looks; more; more = busy_wait_goes_on(&thread->wait)) {
+		for (unsigned i = 0; i < HALT_LOOKS; i++) {
+			if (atomic_load(&vcpu->attention))
+				return;
+			__builtin_ia32_pause();
+		}
+	}
 	atomic_store(&thread->sleeping, true);
 	while (atomic_load(&vcpu->attention) == 0)
 		syscall(SYS_futex, &vcpu->attention, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
 	atomic_store(&thread->sleeping, false);
-	if (!thread->may_poll)
-		return;
-	if (now_ns() - start <= HALT_POLL_NS)
-		thread->poll_ns = HALT_POLL_NS;
-	else
-		thread->poll_ns = thread->poll_ns > 4000 ? thread->poll_ns / 2 : 0;
+	busy_wait_slept(&thread->wait, looks);
 }
 
 /* INIT (SDM 3A 8.4.2): the bootstrap processor goes to the reset vector, the others wait for SIPI. */
@@ -209,8 +184,7 @@ int vcpu_thread_start(struct vcpu *vcpu)
 
 	if (!thread)
 		return -ENOMEM;
-	cpu_set_t processors;
-	thread->may_poll = sched_getaffinity(0, sizeof(processors), &processors) == 0 && CPU_COUNT(&processors) > 1;
+	busy_wait_init(&thread->wait);
 	__atomic_store_n(&vcpu->thread, thread, __ATOMIC_RELEASE);
 	/* Signals meant for the process go to the event loop's thread; a fault of generated code is the engine's and
 	 * cannot be blocked. */

@@ -3,7 +3,8 @@
  *
  * Small writes into the host's page cache are made at once: most file systems never do them asynchronously, so that io_uring and the pool
  * only add two thread switches (45 us against 3). When one of them was slow (the host throttles writers, or had to read a page), the
- * pool takes over for a while.
+ * pool takes over for a while. The same holds for a direct write that is alone: the kernel ends asynchronous ones on a kernel thread
+ * bound to one processor, which the writer's own wait would keep from running.
  */
 #include "backends/disk/disk_aio.h"
 
@@ -17,15 +18,16 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "backends/disk/host_file.h"
+#include "host/busy_wait.h"
 #include "host/event_loop.h"
 
 #define RING_ENTRIES    256
 #define POOL_THREADS    4
 #define INLINE_BYTES    (128u << 10)
+#define INLINE_DIRECT   (1u << 20)
 #define INLINE_SLOW_NS  2000000u
 #define INLINE_PAUSE_NS 100000000u
 
@@ -175,15 +177,10 @@ static void ring_push(struct disk_aio *aio)
 		signal_completion(aio);
 }
 
-static void ring_submit(struct disk_aio *aio, struct disk_aio_operation *operation)
+static void ring_prepare(struct disk_aio *aio, struct io_uring_sqe *entry, struct disk_aio_operation *operation)
 {
-	struct io_uring_sqe *entry = aio->uring_in_flight < RING_ENTRIES ? io_uring_get_sqe(&aio->ring) : NULL;
-
-	if (!entry) {
-		queue_put(&aio->waiting, operation);
-		return;
-	}
 	int fd = operation->file->fd;
+
 	if (operation->kind == AIO_READ)
 		io_uring_prep_readv(entry, fd, operation->iov, operation->iov_count, operation->offset);
 	else if (operation->kind == AIO_WRITE)
@@ -191,7 +188,7 @@ static void ring_submit(struct disk_aio *aio, struct disk_aio_operation *operati
 	else
 		io_uring_prep_fsync(entry, fd, IORING_FSYNC_DATASYNC);
 	io_uring_sqe_set_data(entry, operation);
-	aio->uring_in_flight++; /* the flush gives it to the kernel, with others */
+	aio->uring_in_flight++;
 }
 
 static uint64_t operation_length(const struct disk_aio_operation *operation)
@@ -203,24 +200,21 @@ static uint64_t operation_length(const struct disk_aio_operation *operation)
 	return length;
 }
 
-static uint64_t now_ns(void)
+static bool is_cached(const struct host_file *file)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	return file->align == 1;
 }
 
 static bool write_inline(struct disk_aio *aio, struct disk_aio_operation *operation)
 {
-	if (operation->kind != AIO_WRITE || aio->threads_only || operation->file->align > 1 ||
-	    operation->file->ops != &host_file_system_ops || operation_length(operation) > INLINE_BYTES)
+	if (operation->kind != AIO_WRITE || aio->threads_only || operation->file->ops != &host_file_system_ops ||
+	    operation_length(operation) > (is_cached(operation->file) ? INLINE_BYTES : INLINE_DIRECT))
 		return false;
-	uint64_t start = now_ns();
+	uint64_t start = busy_wait_now();
 	if (start < aio->inline_from)
 		return false;
 	operation->error = run_blocking(operation);
-	uint64_t end = now_ns();
+	uint64_t end = busy_wait_now();
 	if (end - start > INLINE_SLOW_NS)
 		aio->inline_from = end + INLINE_PAUSE_NS;
 	queue_put(&aio->written, operation); /* the flush tells */
@@ -231,10 +225,10 @@ void disk_aio_submit(struct disk_aio *aio, struct disk_aio_operation *operation)
 {
 	aio->in_flight++;
 	operation->error = 0;
-	if (write_inline(aio, operation))
+	if (operation->file && is_cached(operation->file) && write_inline(aio, operation))
 		return;
 	if (fits_ring(aio, operation))
-		ring_submit(aio, operation);
+		queue_put(&aio->waiting, operation); /* the flush gives it to the kernel, with others */
 	else
 		pool_submit(aio, operation);
 }
@@ -275,8 +269,22 @@ static void ring_completions(struct disk_aio *aio)
 		io_uring_cqe_seen(&aio->ring, entry);
 		ring_result(aio, operation, result);
 	}
-	while (aio->waiting.first && aio->uring_in_flight < RING_ENTRIES)
-		ring_submit(aio, queue_get(&aio->waiting));
+}
+
+/* What waits goes to the kernel, as far as the ring has room. A direct write that is alone is made here. */
+static void start_waiting(struct disk_aio *aio)
+{
+	struct disk_aio_operation *first = aio->waiting.first;
+	struct io_uring_sqe *entry;
+
+	if (first && !first->next && aio->uring_in_flight == 0 && !is_cached(first->file) && write_inline(aio, first)) {
+		queue_init(&aio->waiting);
+		return;
+	}
+	while (aio->waiting.first && aio->uring_in_flight < RING_ENTRIES && (entry = io_uring_get_sqe(&aio->ring)))
+		ring_prepare(aio, entry, queue_get(&aio->waiting));
+	if (io_uring_sq_ready(&aio->ring))
+		ring_push(aio);
 }
 
 /* What is added meanwhile waits for the next turn of the loop. */
@@ -314,12 +322,18 @@ static void ready(void *owner, uint32_t events)
 	all_completions(owner);
 }
 
+/* A completion that the kernel will put into the ring when this thread calls it next (IORING_SETUP_TASKRUN_FLAG). */
+static bool completion_waits(const struct io_uring *ring)
+{
+	return __atomic_load_n(ring->sq.kflags, __ATOMIC_ACQUIRE) & IORING_SQ_TASKRUN;
+}
+
 /* Busy waiting sees the ring's; what the pool does takes longer anyway. */
 static bool poll_completions(void *owner)
 {
 	struct disk_aio *aio = owner;
 
-	if (!aio->uring_ready || !io_uring_cq_ready(&aio->ring))
+	if (!aio->uring_ready || (!io_uring_cq_ready(&aio->ring) && !completion_waits(&aio->ring)))
 		return false;
 	ring_completions(aio);
 	return true;
@@ -330,10 +344,20 @@ static void flush(void *owner)
 {
 	struct disk_aio *aio = owner;
 
-	while (aio->written.first)
-		complete_all(aio, &aio->written);
-	if (aio->uring_ready && io_uring_sq_ready(&aio->ring))
-		ring_push(aio);
+	do {
+		while (aio->written.first)
+			complete_all(aio, &aio->written);
+		if (aio->uring_ready)
+			start_waiting(aio);
+	} while (aio->written.first);
+}
+
+/* Without interrupting this thread for each completion, where the kernel knows how (Linux 5.19). */
+static int ring_init(struct io_uring *ring)
+{
+	int error = io_uring_queue_init(RING_ENTRIES, ring, IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG);
+
+	return error == -EINVAL ? io_uring_queue_init(RING_ENTRIES, ring, 0) : error;
 }
 
 struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only)
@@ -362,7 +386,7 @@ struct disk_aio *disk_aio_create(struct event_loop *loop, bool threads_only)
 		errno = error;
 		return NULL;
 	}
-	if (!threads_only && io_uring_queue_init(RING_ENTRIES, &aio->ring, 0) == 0) {
+	if (!threads_only && ring_init(&aio->ring) == 0) {
 		aio->uring_ready = io_uring_register_eventfd(&aio->ring, aio->event_fd) == 0;
 		if (!aio->uring_ready)
 			io_uring_queue_exit(&aio->ring);

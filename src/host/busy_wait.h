@@ -1,0 +1,31 @@
+/*
+ * Looking for a while before sleeping: a thread switch costs more than a short wait. Sleeps that were short teach a thread to look first,
+ * looks for nothing unteach it. One per thread that waits, all calls on that thread.
+ *
+ * Who looks does not stand in others' way: it offers its processor every few microseconds (the kernel's own threads may have to run there
+ * before what we wait for is done: asynchronous writes of files end on one), and where somebody else kept it, it sleeps for
+ * some time like everybody.
+ */
+#pragma once
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define BUSY_WAIT_NS 100000u /* at most */
+
+struct busy_wait {
+	bool possible;  /* there is another processor, for those who are waited for */
+	uint64_t limit; /* ns, now; 0: sleep at once */
+	uint64_t from;  /* CLOCK_MONOTONIC ns: not before */
+	long preemptions;
+	uint64_t start, last, yielded; /* of this wait */
+};
+
+uint64_t busy_wait_now(void); /* CLOCK_MONOTONIC ns */
+void busy_wait_init(struct busy_wait *wait);
+/* A wait begins. Should its thread look, or sleep at once? */
+bool busy_wait_begin(struct busy_wait *wait);
+/* After each few looks: should there be another? Sets `last` to the time. */
+bool busy_wait_goes_on(struct busy_wait *wait);
+/* The thread slept after all; `looked`: what busy_wait_begin() said. */
+void busy_wait_slept(struct busy_wait *wait, bool looked);
