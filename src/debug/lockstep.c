@@ -348,10 +348,10 @@ static void show_code(struct lockstep *l)
 	say(l, "guest code%s:\n", l->exit == LOCKSTEP_SLOT ? ", up to the mark" : "");
 	for (unsigned at = 0; at < block->length;) {
 		unsigned length =
-		    disassemble(block->bytes + at, block->length - at, bits, xblock->rip + at, text, sizeof(text));
+		    disassemble(block->bytes + at, block->length - at, bits, l->start.rip + at, text, sizeof(text));
 		bool here = (l->exit == LOCKSTEP_SLOT || l->exit == LOCKSTEP_FAULT) && l->slot && l->slot->offset == at;
 
-		say(l, " %c%016" PRIx64 " %s\n", here ? '>' : ' ', xblock->rip + at, text);
+		say(l, " %c%016" PRIx64 " %s\n", here ? '>' : ' ', l->start.rip + at, text);
 		at += length;
 	}
 	say(l, "host code:\n");
@@ -381,7 +381,7 @@ static void fail(struct lockstep *l)
 static bool left_in_string(struct lockstep *l, uint64_t rip)
 {
 	const struct block *block = l->xblock->block;
-	uint64_t at = rip - l->xblock->rip;
+	uint64_t at = rip - l->start.rip;
 	ZydisDecoder decoder;
 	ZydisDecodedInstruction i;
 
@@ -400,7 +400,7 @@ static void compare(struct lockstep *l, const struct registers *truth, bool rais
 	}
 	l->length = 0;
 	l->report[0] = '\0';
-	say(l, "block at %016" PRIx64 " (physical %#" PRIx64 "), unit %" PRIu64 ":\n", l->xblock->rip,
+	say(l, "block at %016" PRIx64 " (physical %#" PRIx64 "), unit %" PRIu64 ":\n", l->start.rip,
 	    l->xblock->block->physical, l->units);
 	size_t empty = l->length;
 	compare_exceptions(l, truth, raised);

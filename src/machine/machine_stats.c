@@ -30,6 +30,7 @@ void machine_print_stats(const struct machine *machine, FILE *file)
 	    COUNTER(page_walks),
 	    COUNTER(tlb_flushes),
 	    COUNTER(halts),
+	    COUNTER(pauses),
 	    COUNTER(blocks_decoded),
 	    COUNTER(block_invalidations),
 	    COUNTER(block_evictions),

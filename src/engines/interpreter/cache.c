@@ -18,6 +18,7 @@
 
 #include "debug/trace.h"
 #include "engines/interpreter/decode.h"
+#include "host/table_memory.h"
 #include "x86/system.h"
 
 #define ARENA_BYTES (12u << 20) /* without --code-cache, and the interpreter's own */
@@ -27,6 +28,7 @@
 #define GIVE_BACK   (1u << 20)
 #define HASH_BITS   17
 #define HASH_SIZE   (1u << HASH_BITS)
+#define HASH_BYTES  (HASH_SIZE * sizeof(struct block *))
 #define SLOTS_MAX   (4 * BLOCK_INSTRUCTIONS_MAX + 2)
 #define BYTES_MAX   (BLOCK_INSTRUCTIONS_MAX * ZYDIS_MAX_INSTRUCTION_LENGTH)
 #define RESERVE     (sizeof(struct block) + SLOTS_MAX * sizeof(struct insn) + BYTES_MAX + 64 * 128)
@@ -55,8 +57,8 @@ struct block_cache {
 	size_t low, high; /* of the part in use: used below low and from high on */
 	unsigned regions, now;
 	struct block *blocks[REGIONS_MAX]; /* that are kept in each part */
-	struct block *hash[HASH_SIZE];
-	ZydisDecoder decoder[3]; /* by MODE_SIZE */
+	struct block **hash;               /* HASH_SIZE; the arena is behind it */
+	ZydisDecoder decoder[3];           /* by MODE_SIZE */
 	unsigned since_check;
 	_Atomic uint32_t no_generation; /* of code that is not in RAM: always 0 */
 };
@@ -79,12 +81,12 @@ int block_cache_create(struct interpreter *interpreter, uint64_t share)
 	cache->size = share ? (share / 32 * SHARE & ~(uint64_t)4095) : ARENA_BYTES;
 	size_t regions = cache->size / REGION;
 	cache->regions = regions < 2 ? 2 : regions > REGIONS_MAX ? REGIONS_MAX : (unsigned)regions;
-	cache->arena =
-	    mmap(NULL, cache->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (cache->arena == MAP_FAILED) {
+	cache->hash = table_map(HASH_BYTES + cache->size, false);
+	if (!cache->hash) {
 		free(cache);
 		return -ENOMEM;
 	}
+	cache->arena = (uint8_t *)cache->hash + HASH_BYTES;
 	begin(cache, 0);
 	interpreter->cache = cache;
 	return 0;
@@ -94,7 +96,7 @@ void block_cache_destroy(struct interpreter *interpreter)
 {
 	if (!interpreter->cache)
 		return;
-	munmap(interpreter->cache->arena, interpreter->cache->size);
+	table_unmap(interpreter->cache->hash, HASH_BYTES + interpreter->cache->size);
 	free(interpreter->cache);
 	interpreter->cache = NULL;
 }
@@ -130,7 +132,7 @@ void block_cache_flush(struct vcpu *vcpu)
 		madvise(cache->arena, cache->size, MADV_DONTNEED);
 	begin(cache, 0);
 	memset(cache->blocks, 0, sizeof(cache->blocks));
-	memset(cache->hash, 0, sizeof(cache->hash));
+	memset(cache->hash, 0, HASH_BYTES);
 	memset(interpreter->jump_cache, 0, sizeof(interpreter->jump_cache));
 	interpreter->pending = NULL;
 	interpreter->cache_full = false;

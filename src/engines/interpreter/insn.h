@@ -84,6 +84,7 @@ struct block {
 	uint16_t count;             /* instructions */
 	/* An instruction that crosses into another page stands alone in its block, which is not chained. */
 	bool crosses;
+	bool rooted;          /* the translator's: it cannot float */
 	bool apart;           /* the translator's: its accesses shall not share checks, too many of those failed */
 	bool open;            /* the last instruction is not terminal: a slot that ends the block follows it */
 	uint64_t second_page; /* all ones: the block ends with bytes that are no instruction */

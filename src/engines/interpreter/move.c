@@ -2,8 +2,12 @@
  * MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CBW and its like, NOP, XLAT. MOVs to and from segment, control and debug
  * registers are elsewhere.
  */
+#include <sched.h>
+
 #include "engines/interpreter/decode.h"
 #include "x86/system.h"
+
+#define PAUSES_TO_YIELD 256
 
 /* Register, register; register, immediate. */
 #define MOVE(bits)                                                                                                     \
@@ -175,6 +179,16 @@ WIDEN(cwd, 16, DX, (int16_t)REG16(AX) >> 15)
 WIDEN(cdq, 32, DX, (int32_t)REG32(AX) >> 31)
 WIDEN(cqo, 64, DX, (int64_t)REG64(AX) >> 63)
 
+/*
+ * Who spins waits for another processor, or a device, whose thread may have no host CPU (SDM 2B PAUSE).
+ */
+static void pause_spin(PARAMETERS)
+{
+	if (++vcpu->counters.pauses % PAUSES_TO_YIELD == 0)
+		sched_yield();
+	NEXT;
+}
+
 static void nop(PARAMETERS)
 {
 	NEXT;
@@ -337,7 +351,7 @@ bool move_decode(struct decoder *d)
 			insn->b = (uint8_t)GPR_OFFSET(R8);
 			return true;
 		}
-		return simple(d, nop);
+		return simple(d, pause_spin);
 	case ZYDIS_MNEMONIC_NOP:
 		/* 0F 0D is PREFETCHW's opcode; with a register AMD's processors refuse it. */
 		if (d->vcpu->model && d->vcpu->model->amd && d->instruction.opcode_map == ZYDIS_OPCODE_MAP_0F &&

@@ -166,6 +166,20 @@ void caches_forget_target(struct translator *t, unsigned view, uint64_t rip)
 	}
 }
 
+void caches_forget_floating(struct translator *t, unsigned view, unsigned offset, const uint8_t *host)
+{
+	for (unsigned n = offset; n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE)
+		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump_host[view][n] == host)
+			drop_target(t, view, n);
+	for (unsigned n = 0; n < MMU_SPACES; n++) {
+		struct xspace *space = &t->space[n];
+
+		for (unsigned i = 0; i < space->targets; i++)
+			if (space->target[i].host == host)
+				space->target[i--] = space->target[--space->targets];
+	}
+}
+
 /* Does a key belong to the page of `linear`, or (shift 9) to its GiB? */
 static bool key_matches(uint64_t key, uint64_t linear, unsigned shift)
 {

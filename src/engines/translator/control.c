@@ -18,9 +18,15 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 	}
 	struct xlink *link = &t->links[t->link_count++];
 	*link = (struct xlink){
-	    .rip = target, .entry_a = entry_a, .vector = tr->vector, .x87 = tr->x87, .view = (uint8_t)tr->view};
-	if (target == tr->rip && tr->loop)
-		link->own = tr->xblock;
+	    .source = tr->xblock,
+	    .own = target == tr->rip && tr->loop,
+	    .floating = tr->floating,
+	    .rip = target,
+	    .entry_a = entry_a,
+	    .vector = tr->vector,
+	    .x87 = tr->x87,
+	    .view = (uint8_t)tr->view,
+	};
 	return link;
 }
 
@@ -34,10 +40,43 @@ static void link_jump(struct translation *tr, struct xlink *link, uint8_t *place
 	p->save = link->entry_a;
 }
 
+/* Does the instruction there cross into another page? Then it is no floating one. */
+static bool crosses_at(const struct translation *tr, uint64_t target)
+{
+	const uint8_t *page = memory_pointer(tr->t->vcpu->memory, tr->block->physical & ~0xfffull, MEMORY_PAGE_SIZE);
+	unsigned at = target & 0xfff;
+	ZydisDecodedInstruction i;
+
+	return MEMORY_PAGE_SIZE - at < ZYDIS_MAX_INSTRUCTION_LENGTH &&
+	       (!page || ZydisDecoderDecodeInstruction(tr->decoder, NULL, page + at, MEMORY_PAGE_SIZE - at, &i) ==
+	                     ZYDIS_STATUS_NO_MORE_DATA);
+}
+
+/* Is there no link from here to there? */
+static bool apart(const struct translation *tr, uint64_t target)
+{
+	return tr->loose && (!tr->floating || ((target ^ tr->rip) & ~0xfffull) || crosses_at(tr, target));
+}
+
 /* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
 static bool direct(const struct translation *tr, uint64_t from, uint64_t target)
 {
-	return !((target ^ tr->rip) & ~0xfffull) && target > from;
+	return !((target ^ tr->rip) & ~0xfffull) && target > from && !apart(tr, target);
+}
+
+/* A direct transfer where no link leads, flags kept. */
+static void exit_apart(struct translation *tr, uint64_t target)
+{
+	const struct item *last = &tr->item[tr->count - 1];
+	bool pushed = last->kind == KIND_CALL;
+
+	tr->in_register = false;
+	emit_code_address(tr, S1, target);
+	/* Where the page is the last one of its half, the interpreter's next slot says what is wrong. */
+	if (!ends_block(last) && !last->slots)
+		tr->failed = tr->rooted = true;
+	exit_indirect(tr, ends_block(last) ? last->slot : last->slot + last->slots, 0,
+	              pushed ? (int)tr->stack_size : 0);
 }
 
 /* A direct transfer to `target`; `from` is the branch's address. */
@@ -45,7 +84,8 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
-	bool same_page = !((target ^ tr->rip) & ~0xfffull), backward = target <= from;
+	bool alone = apart(tr, target), same_page = !((target ^ tr->rip) & ~0xfffull) && !alone;
+	bool backward = target <= from;
 	uint32_t wanted = same_page ? flags_wanted(tr, target) : ALL_FLAGS;
 	/* A loop whose flags live on: the poll must not send them through memory. */
 	bool quietly = same_page && backward && tr->in_register && wanted;
@@ -53,6 +93,10 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 
 	if (clobbers)
 		flags_keep(tr, wanted);
+	if (alone) {
+		exit_apart(tr, target);
+		return;
+	}
 	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
 	if (!same_page) {
 		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
@@ -82,7 +126,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 
 /* An indirect transfer: target in S1, flags kept. `release`: bytes to add to RSP when it succeeds
  * (RET); `undo`: when the interpreter has to do it again (CALL). */
-void exit_indirect(struct translation *tr, const struct item *item, int32_t release, int32_t undo)
+void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
@@ -110,7 +154,7 @@ void exit_indirect(struct translation *tr, const struct item *item, int32_t rele
 	emit_store_imm(e, true, xabs(&t->release), release);
 	emit_store_imm(e, true, xabs(&t->undo), undo);
 	emit_set_rip(tr, tr->rip);
-	emit_set_argument(tr, item->slot);
+	emit_set_argument(tr, slot);
 	emit_jump_to(e, t->exit_indirect);
 }
 
@@ -120,11 +164,11 @@ static void translate_push_return(struct translation *tr, const struct item *ite
 	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
 
 	struct host_memory where = lower_stack(tr, item, RSP, -(int)tr->stack_size, true);
-	if (tr->code32 || (int64_t)next == (int32_t)next) {
+	if (!tr->floating && (tr->code32 || (int64_t)next == (int32_t)next)) {
 		emit_op_sum(e, !tr->code32, 0xc7, 0, where.base, where.index, where.disp);
 		emit_u32(e, (uint32_t)next);
 	} else {
-		emit_move_imm64(e, S2, next);
+		emit_code_address(tr, S2, next);
 		emit_op_sum(e, true, 0x89, S2, where.base, where.index, where.disp);
 	}
 	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
@@ -188,7 +232,7 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		flags_keep(tr, ALL_FLAGS);
 		translate_target(tr, item);
 		tr->in_register = false;
-		exit_indirect(tr, item, 0, 0);
+		exit_indirect(tr, item->slot, 0, 0);
 		break;
 	case KIND_CALL_INDIRECT: {
 		flags_keep(tr, ALL_FLAGS);
@@ -199,14 +243,14 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		emit_store(e, S1, xabs(&tr->t->target));
 		translate_push_return(tr, item);
 		emit_load(e, S1, xabs(&tr->t->target));
-		exit_indirect(tr, item, 0, (int)tr->stack_size);
+		exit_indirect(tr, item->slot, 0, (int)tr->stack_size);
 		break;
 	}
 	case KIND_RET:
 		flags_keep(tr, ALL_FLAGS);
 		struct host_memory where = lower_stack(tr, item, RSP, 0, false);
 		emit_op_sum(e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
-		exit_indirect(tr, item,
+		exit_indirect(tr, item->slot,
 		              (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
 		                                         ? (int32_t)item->operand[0].imm.value.u
 		                                         : 0),

@@ -94,6 +94,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .waits = item->form && item->form->waits,
 	    .pointers = tr->pointers,
 	    .rip = tr->rip,
+	    .floating = tr->floating,
 	    .inside = item->inside,
 	};
 	return site;
@@ -122,7 +123,13 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
 		uint64_t address = tr->rip + item->offset + item->i.length + (uint64_t)disp;
 
-		emit_move_imm64(&tr->e, to, wide ? address : (uint32_t)address);
+		if (tr->floating) {
+			emit_code_address(tr, to, address);
+			if (!wide)
+				emit_op_reg(&tr->e, false, 0x89, to, to);
+		} else {
+			emit_move_imm64(&tr->e, to, wide ? address : (uint32_t)address);
+		}
 		return;
 	}
 	if (o->mem.base == ZYDIS_REGISTER_NONE && o->mem.index == ZYDIS_REGISTER_NONE) {
@@ -165,11 +172,28 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 	p->site = new_site(tr, item, size, write);
 }
 
+void emit_code_address(struct translation *tr, unsigned reg, uint64_t address)
+{
+	if (!tr->floating) {
+		emit_move_imm64(&tr->e, reg, address);
+		return;
+	}
+	/* Two gigabytes from the page's end: no compiler's code. It stays where it is then. */
+	if ((int64_t)address != (int32_t)address)
+		tr->failed = tr->rooted = true;
+	emit_load(&tr->e, reg, xabs(&tr->t->code_page));
+	if (address)
+		emit_lea(&tr->e, reg, reg, (int32_t)address);
+}
+
 void emit_set_rip(struct translation *tr, uint64_t rip)
 {
 	uint32_t abs = xabs(&tr->t->vcpu->state.rip);
 
-	if ((int64_t)rip == (int32_t)rip) {
+	if (tr->floating) {
+		emit_code_address(tr, S2, rip);
+		emit_store(&tr->e, S2, abs);
+	} else if ((int64_t)rip == (int32_t)rip) {
 		emit_store_imm(&tr->e, true, abs, (int32_t)rip);
 	} else {
 		emit_move_imm64(&tr->e, S2, rip);
@@ -284,7 +308,7 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 	if (item->stream != NO_STREAM)
 		return stream_operand(tr, item, o, size, write);
 	if ((tr->code32 || item->i.address_width == 64) && o->mem.index == ZYDIS_REGISTER_NONE &&
-	    (o->mem.base == ZYDIS_REGISTER_NONE || o->mem.base == ZYDIS_REGISTER_RIP) &&
+	    (o->mem.base == ZYDIS_REGISTER_NONE || (o->mem.base == ZYDIS_REGISTER_RIP && !tr->floating)) &&
 	    o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS) {
 		uint64_t address = (uint64_t)disp & tr->rip_mask;
 

@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 
 #include "engines/translator/runtime.h"
+#include "host/table_memory.h"
 
 /* How a processor's share of --code-cache is used here, in 32nds; the decoded blocks' part is in cache.c. */
 #define CODE_SHARE     6
@@ -18,14 +19,6 @@
 #define SITES_SHARE    6
 #define REGION_CODE    (64u << 10) /* about the least that a region is worth */
 #define GIVE_BACK_FROM (1u << 20)
-
-static void *low_memory(size_t size)
-{
-	void *memory =
-	    mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
-
-	return memory == MAP_FAILED ? NULL : memory;
-}
 
 /* The cursors stand at the beginning of the region. */
 static void begin(struct translator *t, unsigned n)
@@ -53,9 +46,9 @@ int regions_create(struct translator *t, uint64_t share)
 	t->link_room = (uint32_t)(share / 32 * LINKS_SHARE / sizeof(*t->links));
 	t->site_room = (uint32_t)(share / 32 * SITES_SHARE / sizeof(*t->sites));
 	t->pointers_room = t->link_room / 8 + 64;
-	t->links = low_memory(t->link_room * sizeof(*t->links));
-	t->sites = low_memory(t->site_room * sizeof(*t->sites));
-	t->pointers = low_memory(t->pointers_room * sizeof(*t->pointers));
+	t->links = table_map(t->link_room * sizeof(*t->links), true);
+	t->sites = table_map(t->site_room * sizeof(*t->sites), true);
+	t->pointers = table_map(t->pointers_room * sizeof(*t->pointers), true);
 	if (!t->links || !t->sites || !t->pointers)
 		return -1;
 	for (unsigned n = 0; n < t->regions; n++)
@@ -75,12 +68,9 @@ int regions_create(struct translator *t, uint64_t share)
 
 void regions_destroy(struct translator *t)
 {
-	if (t->links)
-		munmap(t->links, t->link_room * sizeof(*t->links));
-	if (t->sites)
-		munmap(t->sites, t->site_room * sizeof(*t->sites));
-	if (t->pointers)
-		munmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
+	table_unmap(t->links, t->link_room * sizeof(*t->links));
+	table_unmap(t->sites, t->site_room * sizeof(*t->sites));
+	table_unmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
 }
 
 bool regions_empty(const struct translator *t)

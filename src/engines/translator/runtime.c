@@ -8,13 +8,13 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <x86intrin.h>
 
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
 #include "debug/lockstep.h"
 #include "debug/perf_map.h"
+#include "host/table_memory.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 
@@ -42,7 +42,7 @@ static void link_to(struct translator *t, struct xlink *link, struct xblock *xbl
 
 	if (entry == xblock->entry_a && link->vector >= xblock->vector && (link->x87 || !xblock->x87))
 		entry = xblock->entry_av;
-	if (link->own == xblock && !xblock->flagged)
+	if (link->own && link->source == xblock && !xblock->flagged)
 		entry = xblock->entry_loop;
 	link->next = xblock->incoming;
 	link->target = xblock;
@@ -66,6 +66,12 @@ void runtime_undo_link(struct translator *t, struct xlink *link)
 
 static handler translated;
 
+/* Where indirect transfers to it lead. */
+static const uint8_t *target_of(const struct translator *t, const struct xblock *xblock)
+{
+	return code_arena_executable(&t->arena, xblock->entry_i);
+}
+
 /* Nothing leads to the block any more but its interpreter's block. */
 static void unlink_block(struct translator *t, struct xblock *xblock)
 {
@@ -76,7 +82,64 @@ static void unlink_block(struct translator *t, struct xblock *xblock)
 		set_displacement(t, link->place, link->stub);
 	}
 	xblock->incoming = NULL;
-	caches_forget_target(t, xblock->code_view, xblock->rip);
+	if (xblock->floating)
+		caches_forget_floating(t, xblock->code_view, (unsigned)xblock->rip, target_of(t, xblock));
+	else
+		caches_forget_target(t, xblock->code_view, xblock->rip);
+}
+
+/* ---- code that floats ---- */
+
+static uint64_t *floating_word(struct translator *t, uint64_t physical, uint64_t *bit)
+{
+	unsigned n = physical >> MEMORY_PAGE_SHIFT & ((1u << XFLOAT_BITS) - 1);
+
+	*bit = 1ull << n % 64;
+	return &t->floating_page[n / 64];
+}
+
+static bool may_float(const struct translator *t, const struct block *block)
+{
+	return t->vcpu->mmu.view == MMU_USER && block->mode == MODE_64;
+}
+
+bool runtime_floats(const struct translator *t, const struct block *block)
+{
+	uint64_t bit;
+
+	return may_float(t, block) && *floating_word((struct translator *)t, block->physical, &bit) & bit;
+}
+
+/* The block is run at several addresses, or leads to one that is: its next translation, and the page's, will float. */
+static void let_float(struct translator *t, struct block *block)
+{
+	struct insn *slot = block ? &block->insn[0] : NULL;
+	uint64_t bit, *word;
+
+	if (!block || !may_float(t, block))
+		return;
+	word = floating_word(t, block->physical, &bit);
+	*word |= bit;
+	if (slot->run != translated || ((struct xblock *)slot->pointer)->loose)
+		return;
+	unlink_block(t, (struct xblock *)slot->pointer);
+	slot->a = 0;
+	slot->immediate = t->heat;
+	slot->run = translator_heat;
+}
+
+/* Floating code is linked to its like, in its page; what is linked to some becomes it. */
+static bool may_link(struct translator *t, const struct xlink *link, const struct xblock *xblock)
+{
+	if (link->floating == xblock->floating)
+		return true;
+	let_float(t, link->floating ? xblock->block : link->source->block);
+	return false;
+}
+
+static uint64_t site_rip(const struct translator *t, const struct xsite *site)
+{
+	return site->rip + (site->floating ? t->code_page : 0);
 }
 
 static struct xblock **page_chain(struct translator *t, uint64_t physical)
@@ -127,6 +190,9 @@ static void forget_written(struct translator *t)
 		crossing_written(t, UINT64_MAX, unlink_block);
 	} else {
 		for (unsigned n = 0; n < count; n++) {
+			uint64_t bit, *word = floating_word(t, page[n] << MEMORY_PAGE_SHIFT, &bit);
+
+			*word &= ~bit; /* other code may come there */
 			forget_page(t, page_chain(t, page[n] << MEMORY_PAGE_SHIFT), page[n]);
 			crossing_written(t, page[n], unlink_block);
 		}
@@ -234,9 +300,9 @@ static bool second_page_written(const struct xblock *xblock)
 
 static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
 {
-	return xblock->generation == xblock->block->generation && xblock->rip == vcpu->state.rip &&
-	       xblock->view == vcpu->mmu.view && !interpreter_of((struct vcpu *)vcpu)->no_links &&
-	       !second_page_written(xblock);
+	return xblock->generation == xblock->block->generation &&
+	       (xblock->floating || xblock->rip == vcpu->state.rip) && xblock->view == vcpu->mmu.view &&
+	       !interpreter_of((struct vcpu *)vcpu)->no_links && !second_page_written(xblock);
 }
 
 /*
@@ -287,6 +353,7 @@ static void enter_alone(struct translator *t, const struct xblock *xblock, uint3
 	struct vcpu *vcpu = t->vcpu;
 
 	announce(t);
+	t->code_page = vcpu->state.rip & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 	if (xblock->x87)
 		native_x87_load(vcpu);
 	set_live(t, xblock->vector);
@@ -319,6 +386,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 		native_x87_load(vcpu);
 	set_live(t, xblock->vector); /* the trampoline loads them */
 	t->counters.enters++;
+	t->code_page = vcpu->state.rip & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
 	vcpu->executing = NULL;
 	return ((enter_code *)t->enter)(vcpu, code_arena_executable(&t->arena, xblock->entry_b), flags);
 }
@@ -329,17 +397,24 @@ static void translated(PARAMETERS)
 
 	if (unlikely(!enterable(vcpu, xblock))) {
 		struct insn *slot = (struct insn *)insn;
+		bool moved = !xblock->floating && xblock->rip != vcpu->state.rip;
+		unsigned enough =
+		    moved && !xblock->loose && may_float(translator_of(vcpu), xblock->block) ? XFLOAT : XRETRY;
 
 		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
 		 * while, again. */
-		if (++slot->a >= XRETRY || xblock->generation != xblock->block->generation) {
+		if (++slot->a >= enough || xblock->generation != xblock->block->generation) {
 			if (xblock->generation != xblock->block->generation) {
 				translator_of(vcpu)->counters.stale++;
 				runtime_forget_block(translator_of(vcpu), (struct xblock *)xblock, false);
 			}
-			slot->a = 0;
-			slot->immediate = 0;
-			slot->run = translator_heat;
+			if (moved)
+				let_float(translator_of(vcpu), xblock->block);
+			if (slot->run == translated) {
+				slot->a = 0;
+				slot->immediate = 0;
+				slot->run = translator_heat;
+			}
 		}
 		NEXT;
 	}
@@ -471,12 +546,12 @@ void translator_to_link(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
 	struct xlink *link = (struct xlink *)insn;
-	uint64_t flushes = t->flushes;
+	uint64_t flushes = t->flushes, rip = link->rip + (link->floating ? t->code_page : 0);
 
 	t->counters.leave_link++;
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;
-	vcpu->state.rip = link->rip;
+	vcpu->state.rip = rip;
 	interpreter_of(vcpu)->pending = NULL;
 	if (unlikely(t->lockstep)) {
 		lockstep_left(t->lockstep, LOCKSTEP_LINK, NULL, flags);
@@ -487,14 +562,14 @@ void translator_to_link(PARAMETERS)
 		return;
 	vcpu->state.interrupt_shadow = 0; /* with nothing waiting, or in the first instruction */
 	struct xblock *xblock = xblock_of(vcpu, block);
-	if (xblock && flushes == t->flushes) {
+	if (xblock && flushes == t->flushes && may_link(t, link, xblock)) {
 		caches_catch_up(t);
 		if (link->target != xblock && link->place) {
 			runtime_undo_link(t, link);
 			link_to(t, link, xblock);
 		}
-		link->key = xpage_key(link->rip, block->physical);
-		note_code(t, xblock, link->rip);
+		link->key = xpage_key(rip, block->physical);
+		note_code(t, xblock, rip);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -531,7 +606,7 @@ void translator_to_address(PARAMETERS)
 	if (xblock) {
 		caches_catch_up(t);
 		note_code(t, xblock, rip);
-		caches_enter_target(t, xblock->code_view, rip, code_arena_executable(&t->arena, xblock->entry_b));
+		caches_enter_target(t, xblock->code_view, rip, target_of(t, xblock));
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -554,9 +629,9 @@ void translator_to_fault(PARAMETERS)
 
 	t->counters.leave_fault++;
 	flags_store(vcpu, flags);
-	vcpu->state.rip = site->rip;
+	vcpu->state.rip = site_rip(t, site);
 	vcpu->executing = site->slot;
-	x87_catch_up(vcpu, site->pointers);
+	x87_catch_up(t, site->pointers);
 	x86_raise(vcpu, t->fault_vector);
 }
 
@@ -593,7 +668,7 @@ static uint64_t leave_behind(struct translator *t, const struct xsite *site, con
 {
 	struct vcpu *vcpu = t->vcpu;
 
-	vcpu->state.rip = (site->rip + behind->offset) & interpreter_of(vcpu)->rip_mask;
+	vcpu->state.rip = (site_rip(t, site) + behind->offset) & interpreter_of(vcpu)->rip_mask;
 	flags_store(vcpu, t->flags);
 	vcpu->counters.instructions += behind->number + 1u;
 	t->counters.leave_call_out++;
@@ -613,7 +688,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	struct insn *behind = &t->called[site->slots];
 
 	if (unlikely(t->lockstep)) {
-		vcpu->state.rip = site->rip;
+		vcpu->state.rip = site_rip(t, site);
 		lockstep_left(t->lockstep, LOCKSTEP_SLOT, site->slot, t->flags);
 		return SLOW_LEAVE;
 	}
@@ -621,7 +696,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	memcpy(t->called, site->slot, site->slots * sizeof(t->called[0]));
 	*behind = (struct insn){
 	    .run = came_back, .offset = (uint16_t)(site->slot->offset + site->length), .number = site->slot->number};
-	vcpu->state.rip = site->rip;
+	vcpu->state.rip = site_rip(t, site);
 	vcpu->executing = NULL;
 	t->came_back = false;
 	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[view][MMU_READ]);
@@ -683,7 +758,7 @@ static uint64_t go_on_translated(struct translator *t)
 			return SLOW_LEAVE;
 		caches_catch_up(t);
 		note_code(t, xblock, vcpu->state.rip);
-		caches_enter_target(t, code_view, vcpu->state.rip, code_arena_executable(&t->arena, xblock->entry_b));
+		caches_enter_target(t, code_view, vcpu->state.rip, target_of(t, xblock));
 		announce(t); /* may take it away again */
 		host = known_target(t, code_view);
 		if (!host) {
@@ -709,7 +784,7 @@ uint64_t translator_sensitive(struct translator *t)
 		memset(t->no_block.link, 0, sizeof(t->no_block.link));
 		t->called[site->slots - 1].pointer = &t->no_block;
 	}
-	vcpu->state.rip = site->rip;
+	vcpu->state.rip = site_rip(t, site);
 	vcpu->executing = NULL;
 	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	interpreter_of(vcpu)->pending = NULL;
@@ -775,10 +850,10 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	struct vcpu *vcpu = t->vcpu;
 	const struct xsite *site = (const struct xsite *)t->exit_argument;
 
-	vcpu->state.rip = site->rip;
+	vcpu->state.rip = site_rip(t, site);
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
-	x87_catch_up(vcpu, site->pointers);
+	x87_catch_up(t, site->pointers);
 	if (site->waits && native_x87_pending(vcpu))
 		return slow_instruction(t, site);
 	/* Long operands that are not aligned: #GP may come before #PF, which the interpreter knows. */
@@ -811,9 +886,9 @@ uint64_t translator_string_slow(struct translator *t, enum xstring_result result
 	uint64_t before = vcpu->state.gpr[RCX];
 	unsigned fills = 0;
 
-	x87_catch_up(vcpu, site->pointers);
+	x87_catch_up(t, site->pointers);
 	while (result == XSTRING_MISS) {
-		vcpu->state.rip = site->rip;
+		vcpu->state.rip = site_rip(t, site);
 		vcpu->executing = site->slot;
 		flags_store(vcpu, t->flags);
 		/* Two operands may take one another's entry away. */
@@ -880,11 +955,11 @@ uint64_t translator_probe(struct translator *t, uint64_t linear)
 	struct xsite *site = (struct xsite *)t->exit_argument;
 
 	t->counters.probes++;
-	vcpu->state.rip = site->rip;
+	vcpu->state.rip = site_rip(t, site);
 	vcpu->executing = site->slot;
 	flags_store(vcpu, t->flags);
 	t->emptied = false;
-	x87_catch_up(vcpu, site->pointers);
+	x87_catch_up(t, site->pointers);
 	t->exit_argument = (uintptr_t)site->slot;
 	uint64_t delta = site->waits && native_x87_pending(vcpu) ? 0 : probe(t, site, linear);
 	if (!delta && unlikely(t->lockstep))
@@ -923,21 +998,13 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 
 /* ---- making one ---- */
 
-static void *low_memory(size_t size)
-{
-	void *memory =
-	    mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT | MAP_NORESERVE, -1, 0);
-
-	return memory == MAP_FAILED ? NULL : memory;
-}
-
 struct translator *translator_create(struct vcpu *vcpu)
 {
 	if ((uint64_t)(uintptr_t)(vcpu + 1) > INT32_MAX || !__builtin_cpu_supports("bmi2")) {
 		errno = ENOTSUP;
 		return NULL;
 	}
-	struct translator *t = low_memory(sizeof(*t));
+	struct translator *t = table_map(sizeof(*t), true);
 	if (!t)
 		return NULL;
 	t->vcpu = vcpu;
@@ -1003,5 +1070,5 @@ void translator_destroy(struct translator *t)
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);
 	free(t->scratch);
-	munmap(t, sizeof(*t));
+	table_unmap(t, sizeof(*t));
 }

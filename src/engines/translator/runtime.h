@@ -33,7 +33,7 @@ uint64_t translator_sensitive(struct translator *t);
 /* The interpreter does the instruction of site exit_argument: SLOW_DONE or SLOW_LEAVE. May raise. */
 uint64_t translator_call_out(struct translator *t);
 /* x87.c: FIP, FDP and FOP that translated code was behind with; registers are in the vCPU block. NULL: none. */
-void x87_catch_up(struct vcpu *vcpu, const struct xpointers *pointers);
+void x87_catch_up(const struct translator *t, const struct xpointers *pointers);
 
 /*
  * string_copy.c: a string instruction (site->string) on the vCPU block's registers, as far as it is easy; what is done
@@ -60,6 +60,9 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
 /* The arena begins with these, then comes room for string_routines.c. */
 #define TRAMPOLINES_SIZE 16384u
 #define STRING_ROOM      32768u
+
+/* Shall a translation of this block float? */
+bool runtime_floats(const struct translator *t, const struct block *block);
 
 /* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);

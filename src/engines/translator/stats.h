@@ -12,6 +12,7 @@
 /* X(field, what it counts): the one list. */
 #define TRANSLATOR_COUNTERS(X)                                                                                         \
 	X(blocks, "blocks translated")                                                                                 \
+	X(floating, "of them floating")                                                                                \
 	X(bytes, "host code, bytes")                                                                                   \
 	X(instructions, "guest instructions in it")                                                                    \
 	X(fallbacks, "instructions in it that the interpreter does")                                                   \

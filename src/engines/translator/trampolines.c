@@ -276,9 +276,10 @@ static void emit_sensitive(struct emitter *e, struct translator *t)
 	emit_round_trip(e, t, (uintptr_t)translator_sensitive);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE);
 	uint8_t *leave = emit_jump_if(e, CC_E);
-	emit_byte(e, 0x41); /* jmp r9 */
-	emit_byte(e, 0xff);
-	emit_byte(e, 0xe1);
+	/* As an indirect transfer comes, which has the address in R9. */
+	emit_store(e, R9, xabs(&t->target));
+	emit_load(e, R9, xabs(&t->vcpu->state.rip));
+	emit_jump_abs(e, xabs(&t->target));
 	emit_fix(e, leave);
 	emit_return(e);
 }

@@ -226,6 +226,11 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	struct emitter *e = &tr->e;
 	uint32_t live_in = tr->item[0].live_before;
 
+	xblock->entry_i = e->at;
+	if (tr->floating) {
+		emit_lea(e, S1, S1, -(int32_t)tr->rip);
+		emit_store(e, S1, xabs(&t->code_page));
+	}
 	xblock->entry_b = e->at;
 	xblock->flagged = live_in;
 	if (live_in)
@@ -338,20 +343,21 @@ static const char *why_ended(const struct translation *tr, char text[64])
 static void trace_translation(struct translation *tr, const struct xblock *xblock, const uint8_t *code)
 {
 	struct vcpu *vcpu = tr->t->vcpu;
+	uint64_t rip = vcpu->state.rip;
 	char text[128];
 
 	if (!trace_on(vcpu->trace, TRACE_TRANSLATE))
 		return;
-	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block %llu at %016llx, view %u, flags in %#x",
-	      (unsigned long long)tr->t->counters.blocks, (unsigned long long)tr->rip, tr->view,
-	      tr->item[0].live_before);
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block %llu at %016llx%s, view %u, flags in %#x",
+	      (unsigned long long)tr->t->counters.blocks, (unsigned long long)rip, tr->floating ? ", floating" : "",
+	      tr->view, tr->item[0].live_before);
 	for (unsigned n = 0; n < tr->count; n++) {
 		const struct item *item = &tr->item[n];
 
-		disassemble(tr->block->bytes + item->offset, item->i.length, tr->code32 ? 32 : 64,
-		            tr->rip + item->offset, text, sizeof(text));
+		disassemble(tr->block->bytes + item->offset, item->i.length, tr->code32 ? 32 : 64, rip + item->offset,
+		            text, sizeof(text));
 		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  %016llx %s%s",
-		      (unsigned long long)(tr->rip + item->offset), text,
+		      (unsigned long long)(rip + item->offset), text,
 		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
 	}
 	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  ended: %s; %u bytes of guest code, %u of host code",
@@ -404,12 +410,14 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = 0;
-	tr->failed = tr->exhausted = tr->x87 = tr->shadow = false;
+	tr->failed = tr->exhausted = tr->x87 = tr->shadow = tr->rooted = false;
 	tr->vector = VECTOR_NONE;
 	tr->pointers = NULL;
-	tr->rip = t->vcpu->state.rip;
 	tr->view = t->vcpu->mmu.view;
 	tr->code32 = block->mode != MODE_64;
+	tr->loose = runtime_floats(t, block);
+	tr->floating = tr->loose && !block->rooted && !block->crosses;
+	tr->rip = tr->floating ? t->vcpu->state.rip & 0xfff : t->vcpu->state.rip;
 	tr->code_view = tr->view + (tr->code32 ? MMU_VIEWS : 0);
 	tr->decoder = tr->code32 ? &tr->decoder32 : &tr->own_decoder;
 	tr->rip_mask = tr->code32 ? UINT32_MAX : UINT64_MAX;
@@ -432,7 +440,9 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	                          .view = (uint8_t)tr->view,
 	                          .code_view = (uint8_t)tr->code_view,
 	                          .vector = tr->vector,
-	                          .x87 = tr->x87};
+	                          .x87 = tr->x87,
+	                          .floating = tr->floating,
+	                          .loose = tr->loose};
 	if (block->crosses) {
 		xblock->second_now = &t->vcpu->memory->code_generation[block->second_page >> MEMORY_PAGE_SHIFT];
 		xblock->second_generation = block->second_generation;
@@ -452,6 +462,10 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		t->pointers_count = pointers;
 		t->counters.failed += !*full;
 		free(xblock);
+		if (tr->rooted) { /* for this address */
+			block->rooted = true;
+			return translate_block(t, block, full);
+		}
 		return NULL;
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
@@ -459,8 +473,10 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		t->plant(code, xblock->size);
 	trace_translation(tr, xblock, code);
 	if (t->perf_map)
-		perf_map_block(t->perf_map, code_arena_executable(&t->arena, code), (size_t)(tr->e.at - code), tr->rip);
+		perf_map_block(t->perf_map, code_arena_executable(&t->arena, code), (size_t)(tr->e.at - code),
+		               t->vcpu->state.rip);
 	t->counters.blocks++;
+	t->counters.floating += tr->floating;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.instructions += tr->count;
 	for (unsigned n = 0; n < tr->count; n++)

@@ -128,7 +128,8 @@ struct translation {
 	struct emitter e;
 	struct item item[BLOCK_MAX];
 	unsigned count;
-	uint64_t rip;
+	uint64_t rip; /* floating: the offset in the page, so that code_page is to be added to all addresses of code */
+	bool floating, loose;     /* as in struct xblock */
 	unsigned view, code_view; /* enum mmu_view; below XVIEWS: of what is emitted next (STAC and CLAC change it) */
 	bool shadow;              /* an STI was the last instruction */
 	/* Of the guest's code: 32-bit code, with a flat stack and 32-bit ESP and EIP. */
@@ -143,6 +144,7 @@ struct translation {
 	struct xlink spare_link;
 	struct xsite spare_site;
 	bool failed, exhausted, x87;
+	bool rooted;                      /* it failed to float */
 	uint8_t vector;                   /* enum vector_need */
 	const struct xpointers *pointers; /* what the last x87 instruction left to be stored; NULL: nothing */
 	struct group group[GROUPS_MAX];
@@ -151,7 +153,7 @@ struct translation {
 	bool loop;           /* is_loop() */
 	unsigned stream_count;
 	bool stream_falls[XSTREAMS];
-	const struct xblock *xblock;
+	struct xblock *xblock;
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
@@ -186,6 +188,8 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span);
 void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write);
 void emit_set_rip(struct translation *tr, uint64_t rip);
+/* A linear address of code, or relative to code, into a register. No flags. */
+void emit_code_address(struct translation *tr, unsigned reg, uint64_t address);
 void emit_set_argument(struct translation *tr, const volatile void *pointer);
 void exit_to_slot(struct translation *tr, const struct insn *slot);
 void call_out(struct translation *tr, const struct item *item);
@@ -247,7 +251,7 @@ void translate_xlat(struct translation *tr, const struct item *item);
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
 void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
-void exit_indirect(struct translation *tr, const struct item *item, int32_t release, int32_t undo);
+void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
 void translate_terminal(struct translation *tr, const struct item *item);
 void emit_checks_keeping_flags(struct translation *tr);
 void emit_checks(struct translation *tr);

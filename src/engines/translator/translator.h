@@ -23,6 +23,11 @@
  * Memory. An operand's address goes through `tlb` (XOR form: one compare for tag and page crossing). Write entries
  * exist only for pages that nobody watches (page_flags 0), so translated stores need no look at the flags afterwards.
  *
+ * Position. A translation is for one linear address, and has it in its code. User code that is run at several (shared
+ * libraries, which lie elsewhere in each process) is translated once more, floating: it knows its offsets in the page,
+ * and `code_page` says where the page is. In its page it is linked to floating code alone; what enters it from elsewhere
+ * sets code_page; and it leaves its page as indirect transfers do. So do instructions there that cannot float.
+ *
  * Everything is per vCPU, and used on its thread.
  */
 #pragma once
@@ -40,7 +45,7 @@
 
 #define XTLB_BITS    10
 #define XTLB_ENTRIES (1u << XTLB_BITS)
-#define XJUMP_BITS   13
+#define XJUMP_BITS   14
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
 #define XPAGE_SIZE   4096u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
@@ -51,6 +56,8 @@
 #define XHEAT        50
 #define CALL_OUT_MAX 7   /* slots of one instruction */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
+#define XFLOAT       4   /* the same where it will float */
+#define XFLOAT_BITS  17
 
 struct xtlb_entry {
 	uint64_t tag;  /* linear page, or one that does not belong into this slot */
@@ -63,8 +70,9 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 
 /* A translated block; `insn[0].pointer` of its interpreter block leads here. Entries are in the writable view. */
 struct xblock {
-	uint64_t rip; /* linear address that it was translated for */
+	uint64_t rip; /* linear address that it was translated for; floating: the offset in its page */
 	const uint8_t *entry_a, *entry_b;
+	const uint8_t *entry_i;    /* of indirect transfers: B, or what sets code_page by S1 first */
 	const uint8_t *entry_av;   /* behind A's look whether vector and x87 registers are there */
 	const uint8_t *entry_loop; /* where the block's own jump back leads */
 	const uint8_t *code;       /* writable view */
@@ -75,6 +83,8 @@ struct xblock {
 	uint8_t vector;            /* enum vector_need */
 	bool x87;                  /* uses the x87 unit */
 	bool flagged;              /* flags are live at the entry: A and B differ */
+	bool floating;
+	bool loose; /* where its page floats: what links cannot do, indirect transfers do */
 	/* Of an instruction that crosses into another page: that page's generation, now and when translated; or NULL. */
 	const _Atomic uint32_t *second_now;
 	uint32_t second_generation;
@@ -87,15 +97,17 @@ struct xblock {
 /* A direct exit: a jump whose displacement (at `place`, writable view) leads to the stub until the target is found. */
 struct xlink {
 	uint8_t *place;
-	const uint8_t *stub;      /* writable view */
-	struct xlink *next;       /* of those to the same block */
-	struct xblock *target;    /* NULL: the stub */
-	const struct xblock *own; /* the block that jumps back to itself by it, or NULL */
-	uint64_t rip;             /* of the target */
-	uint64_t key;             /* xpage_key() of the target's page, for links that leave the page */
-	bool entry_a;             /* flags are in EFLAGS there */
-	uint8_t vector;           /* enum vector_need: registers that are there */
-	bool x87;                 /* the x87 unit's are there */
+	const uint8_t *stub;   /* writable view */
+	struct xlink *next;    /* of those to the same block */
+	struct xblock *target; /* NULL: the stub */
+	struct xblock *source; /* whose it is */
+	bool own;              /* the block jumps back to itself by it */
+	bool floating;         /* so is its block */
+	uint64_t rip;          /* of the target; floating: code_page is to be added */
+	uint64_t key;          /* xpage_key() of the target's page, for links that leave the page */
+	bool entry_a;          /* flags are in EFLAGS there */
+	uint8_t vector;        /* enum vector_need: registers that are there */
+	bool x87;              /* the x87 unit's are there */
 	uint8_t view;
 };
 
@@ -103,6 +115,8 @@ struct xlink {
 struct xpointers {
 	uint64_t fip;
 	int64_t displacement;
+	bool floating;         /* code_page is to be added to fip, */
+	bool floating_operand; /* and to the displacement */
 	uint16_t fop;
 	bool operand, address32; /* has an operand */
 	uint8_t base, index, scale, segment;
@@ -120,6 +134,7 @@ struct xsite {
 	bool no_links : 1;                /* the slot follows its block's links: not from a copy */
 	bool waits : 1;                   /* a pending x87 exception comes before the access */
 	bool masked : 1;                  /* the instruction may leave out bytes that would fault */
+	bool floating : 1;                /* code_page is to be added to rip */
 	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
 	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
 	bool inside;                      /* a difference that a group's check found may be in use behind it */
@@ -201,7 +216,8 @@ struct translator {
 	uint64_t watches;
 	struct xspace *space; /* MMU_SPACES of them */
 
-	uint64_t target; /* for trampolines and CALLs */
+	uint64_t code_page; /* where the page is whose floating code runs */
+	uint64_t target;    /* for trampolines and CALLs */
 	uint64_t exit_argument;
 	uint64_t host_rsp;
 	uint64_t release,
@@ -225,6 +241,8 @@ struct translator {
 	struct vcpu *vcpu;
 	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
 	struct xblock *crossing[XCROSS_HASH];   /* by the second page of those that have one */
+	/* Physical pages whose code shall float (a hash: a wrong one costs a little speed). */
+	uint64_t floating_page[(1u << XFLOAT_BITS) / 64];
 	struct memory_code_listener listener;
 	_Atomic uint32_t code_seen; /* memory->code_writes that this vCPU has acted upon */
 	struct code_arena arena;
@@ -328,6 +346,8 @@ void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
 void caches_forget_spaces(struct translator *t); /* what was put aside for other address spaces */
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip);
+/* All that lead to `host`, code that floats at this offset in its page. */
+void caches_forget_floating(struct translator *t, unsigned view, unsigned offset, const uint8_t *host);
 
 /* trampolines.c */
 bool translator_emit_trampolines(struct translator *t);

@@ -39,18 +39,18 @@ bool uses_x87(const struct item *item)
 
 /* ---- at run time ---- */
 
-void x87_catch_up(struct vcpu *vcpu, const struct xpointers *p)
+void x87_catch_up(const struct translator *t, const struct xpointers *p)
 {
-	struct cpu_state *s = &vcpu->state;
+	struct cpu_state *s = &t->vcpu->state;
 
 	if (!p)
 		return;
-	s->x87.fip = p->fip;
+	s->x87.fip = p->fip + (p->floating ? t->code_page : 0);
 	s->x87.fop = p->fop;
 	s->x87_fcs = s->segment[SEG_CS].selector;
 	if (!p->operand)
 		return;
-	uint64_t offset = (uint64_t)p->displacement;
+	uint64_t offset = (uint64_t)p->displacement + (p->floating_operand ? t->code_page : 0);
 	if (p->base != NONE)
 		offset += s->gpr[p->base];
 	if (p->index != NONE)
@@ -75,9 +75,11 @@ static void describe_operand(struct translation *tr, const struct item *item, st
 	p->displacement = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
 	p->address32 = item->i.address_width == 32;
 	p->scale = o->mem.scale;
+	p->floating_operand = false;
 	p->index = address_gpr(o->mem.index);
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
 		p->displacement += (int64_t)(tr->rip + item->offset + item->i.length);
+		p->floating_operand = tr->floating;
 		p->base = NONE;
 	} else {
 		p->base = address_gpr(o->mem.base);
@@ -97,6 +99,7 @@ void x87_executed(struct translation *tr, const struct item *item)
 	struct xpointers *p = &t->pointers[t->pointers_count++];
 	*p = tr->pointers ? *tr->pointers : (struct xpointers){0};
 	p->fip = (tr->rip + item->offset) & tr->rip_mask;
+	p->floating = tr->floating;
 	p->fop = item->form->x87_opcode;
 	if (item->form->memory_size)
 		describe_operand(tr, item, p);
@@ -130,7 +133,11 @@ static void emit_operand(struct translation *tr, const struct xpointers *p)
 	struct cpu_state *s = &tr->t->vcpu->state;
 	struct emitter *e = &tr->e;
 
-	if (p->base == NONE && p->index == NONE) {
+	if (p->floating_operand) {
+		emit_code_address(tr, S2, (uint64_t)p->displacement);
+		if (p->address32)
+			emit_op_reg(e, false, 0x89, S2, S2);
+	} else if (p->base == NONE && p->index == NONE) {
 		emit_move_imm64(e, S2, p->address32 ? (uint32_t)p->displacement : (uint64_t)p->displacement);
 	} else {
 		unsigned base = address_register(tr, p->base), index = address_register(tr, p->index);
@@ -181,7 +188,7 @@ void x87_emit_pointers(struct translation *tr)
 
 	if (!p)
 		return;
-	emit_move_imm64(e, S2, p->fip);
+	emit_code_address(tr, S2, p->fip);
 	emit_store(e, S2, xabs(&s->x87.fip));
 	emit_byte(e, 0x66); /* mov word [fop], imm16 */
 	emit_byte(e, 0xc7);
