@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backends/net/slirp_process.h"
 #include "cli/commands.h"
 #include "host/log.h"
 
@@ -140,6 +141,7 @@ int cli_main(int argc, char **argv)
 	const struct command *command;
 
 	open_standard_descriptors();
+	slirp_process_enter(argc, argv);
 	if (argc < 2)
 		return usage_error(NULL, "no command given");
 	if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)

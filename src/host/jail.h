@@ -1,5 +1,5 @@
 /*
- * A child process that parses what nobody trusts: it has one socket and memory, and nothing else.
+ * Child processes that parse what nobody trusts: one has one socket and memory and nothing else, one also the network.
  */
 #pragma once
 
@@ -9,3 +9,8 @@
  * -errno: the child must not go on. `seconds` of processor time; at their end it is killed (SIGKILL).
  */
 int jail_enter(int socket, unsigned seconds);
+/*
+ * In a process with its descriptors as they shall be: no files but the host's list of name servers (where the kernel has Landlock), no
+ * sockets but IP's, no processes, no memory that can be executed; else SIGSYS kills it. 0 or -errno.
+ */
+int jail_enter_network(void);

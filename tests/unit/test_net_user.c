@@ -2,8 +2,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <signal.h>
+#include <linux/landlock.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 
+#include "backends/net/net_private.h"
+#include "backends/net/slirp_process.h"
+#include "host/jail.h"
 #include "net_rig.h"
 
 #define GATEWAY 0x0a000202
@@ -48,6 +56,21 @@ static void open_user(const char *options)
 	assert_non_null(loop);
 	rig_attach(&rig, loop, rig_open(options));
 	assert_true(net_link(rig.net));
+}
+
+/* Without the process: what libslirp does not get to see is counted here. */
+static void open_inner(const char *text)
+{
+	struct net *net = net_create(&net_backend_slirp, "user");
+	struct net_options options;
+
+	assert_non_null(net);
+	assert_int_equal(net_options_parse(&options, text), 0);
+	assert_int_equal(net->backend->open(net, &options), 0);
+	net_mac_default(net->mac, NET_USER, 0);
+	loop = event_loop_create();
+	assert_non_null(loop);
+	rig_attach(&rig, loop, net);
 }
 
 static void close_user(void)
@@ -266,7 +289,7 @@ static void ipv6(void **state)
 	struct rig_frame *answer;
 	bool prefix = false;
 
-	open_user("user,ipv4=off");
+	open_inner("user,ipv4=off");
 	rig_ethernet(frame, group, net_mac(rig.net), 0x86dd);
 	rig_ipv6(frame, link_local, all_routers, IPPROTO_ICMPV6, 8);
 	frame[54] = 133;
@@ -862,8 +885,158 @@ static void detach_and_attach(void **state)
 	close_user();
 }
 
-int main(void)
+/* ---- the process ---- */
+
+/* Of the only child. */
+static pid_t child_process(void)
 {
+	char name[64];
+	FILE *file;
+	int pid = 0;
+
+	snprintf(name, sizeof(name), "/proc/self/task/%d/children", (int)getpid());
+	file = fopen(name, "r");
+	assert_non_null(file);
+	assert_int_equal(fscanf(file, "%d", &pid), 1);
+	fclose(file);
+	assert_true(pid > 1);
+	return pid;
+}
+
+/* The link goes down, sending goes nowhere, and nothing else happens. */
+static void process_dies(void **state)
+{
+	open_user("user,ipv6=off");
+	send_arp(1, broadcast, GUEST, GATEWAY);
+	free(next_of_type(0x0806));
+	assert_int_equal(kill(child_process(), SIGSEGV), 0);
+	assert_true(rig_run(loop, rig_link_is_down, &rig, RIG_PATIENCE));
+	assert_int_equal(rig.link_changes, 1);
+	for (unsigned i = 0; i < 100; i++)
+		send_arp(1, broadcast, GUEST, GATEWAY);
+	rig_run(loop, NULL, NULL, 20);
+	assert_false(net_link(rig.net));
+	struct net *net = rig.net;
+	net_detach(net);
+	rig_forget(&rig);
+	rig_attach(&rig, loop, net);
+	close_user();
+}
+
+/* What a jailed process would do, and how that ends: a status of exit() or a signal. */
+static int in_jail(void (*attempt)(void))
+{
+	pid_t child = fork();
+	int status;
+
+	if (child == 0) {
+		if (jail_enter_network() == 0)
+			attempt();
+		_exit(errno);
+	}
+	assert_int_equal(waitpid(child, &status, 0), child);
+	return WIFSIGNALED(status) ? -WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void try_udp(void)
+{
+	errno = socket(AF_INET, SOCK_DGRAM, 0) >= 0 ? 0 : errno;
+}
+
+static void try_unix(void)
+{
+	socket(AF_UNIX, SOCK_STREAM, 0);
+}
+
+static void try_packet(void)
+{
+	socket(AF_PACKET, SOCK_RAW, 0);
+}
+
+static void try_exec(void)
+{
+	execl("/bin/true", "true", NULL);
+}
+
+static void try_write(void)
+{
+	open("/tmp/ring3-jail-test", O_WRONLY | O_CREAT, 0600);
+}
+
+static void try_kill(void)
+{
+	kill(getppid(), SIGCONT);
+}
+
+static void try_code(void)
+{
+	mmap(NULL, 4096, PROT_READ | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static void try_read(void)
+{
+	errno = open("/etc/passwd", O_RDONLY | O_CLOEXEC) >= 0 ? 0 : errno;
+}
+
+static void jail(void **state)
+{
+	static void (*const forbidden[])(void) = {try_unix, try_packet, try_exec, try_write, try_kill, try_code};
+
+	assert_int_equal(in_jail(try_udp), 0);
+	for (unsigned i = 0; i < sizeof(forbidden) / sizeof(forbidden[0]); i++)
+		assert_int_equal(in_jail(forbidden[i]), -SIGSYS);
+	/* Without Landlock the process may read what its user may (docs/quirks.md). */
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, LANDLOCK_CREATE_RULESET_VERSION) > 0)
+		assert_int_equal(in_jail(try_read), EACCES);
+	else
+		print_message("no Landlock here: reading files not looked at\n");
+}
+
+/* libslirp reads the list of name servers again and again: that is allowed, whatever comes of it. */
+static void name_server(void **state)
+{
+	static const uint8_t query[17] = {0x12, 0x34, 1, 0, 0, 1, [12] = 0, [14] = 2, [16] = 1};
+
+	open_user("user,ipv6=off");
+	send_arp(1, broadcast, GUEST, GATEWAY);
+	free(next_of_type(0x0806));
+	send_udp(GUEST, DNS, 4000, 53, query, sizeof(query));
+	rig_run(loop, NULL, NULL, 50);
+	rig_forget(&rig);
+	send_arp(1, broadcast, GUEST, GATEWAY);
+	free(next_of_type(0x0806));
+	assert_true(net_link(rig.net));
+	close_user();
+}
+
+/* And it ends with the net. */
+static void process_is_jailed(void **state)
+{
+	char name[64], line[256];
+	unsigned seccomp = 0, privileges = 0;
+	FILE *file;
+
+	open_user("user,ipv6=off");
+	pid_t child = child_process();
+	snprintf(name, sizeof(name), "/proc/%d/status", child);
+	file = fopen(name, "r");
+	assert_non_null(file);
+	while (fgets(line, sizeof(line), file)) {
+		sscanf(line, "Seccomp: %u", &seccomp);
+		sscanf(line, "NoNewPrivs: %u", &privileges);
+	}
+	fclose(file);
+	assert_int_equal(seccomp, 2);
+	assert_int_equal(privileges, 1);
+	close_user();
+	assert_int_equal(kill(child, 0), -1);
+	assert_int_equal(errno, ESRCH);
+}
+
+int main(int argc, char **argv)
+{
+	slirp_process_enter(argc, argv);
+
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(arp),
 	    cmocka_unit_test(dhcp_gives_an_address),
@@ -883,6 +1056,10 @@ int main(void)
 	    cmocka_unit_test(connections_come_and_go),
 	    cmocka_unit_test(hostile_frames),
 	    cmocka_unit_test(detach_and_attach),
+	    cmocka_unit_test(process_dies),
+	    cmocka_unit_test(process_is_jailed),
+	    cmocka_unit_test(jail),
+	    cmocka_unit_test(name_server),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

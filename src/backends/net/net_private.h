@@ -62,6 +62,7 @@ struct net {
 };
 
 extern const struct net_backend net_backend_user, net_backend_tap, net_backend_unix, net_backend_switch;
+extern const struct net_backend net_backend_slirp; /* behind net_backend_user, in its process */
 
 /* Without a back end's open(): for net_pair() and tests. NULL: out of memory. */
 struct net *net_create(const struct net_backend *backend, const char *name);
