@@ -59,7 +59,7 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
 
 /* The arena begins with these, then comes room for string_routines.c. */
 #define TRAMPOLINES_SIZE 16384u
-#define STRING_ROOM      32768u
+#define STRING_ROOM      65536u
 
 /* Shall a translation of this block float? */
 bool runtime_floats(const struct translator *t, const struct block *block);

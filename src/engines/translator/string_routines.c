@@ -15,9 +15,9 @@
 #include "engines/translator/translation.h"
 #include "memory/memory.h"
 
-#define ROUTINE_MAX 1536       /* bytes of host code */
+#define ROUTINE_MAX 2048       /* bytes of host code */
 #define COUNT_MAX   (1u << 30) /* bytes; more is translator_string()'s */
-#define FILL_MAX    1024       /* bytes; from there on REP STOS is as fast, wherever it begins */
+#define FILL_MAX    1024       /* bytes; from there on REP STOS is faster unless the first one is a line's */
 #define ZMM         64
 
 struct routine {
@@ -40,11 +40,12 @@ static void emit_evex(struct emitter *e, unsigned map, bool wide, unsigned prefi
 	emit_byte(e, opcode);
 }
 
-/* VMOVDQU64 zmm16, ymm16 or xmm16, [base] or back. */
-static void emit_vector(struct emitter *e, unsigned bytes, unsigned base, bool store)
+/* VMOVDQU64 zmm16, ymm16 or xmm16, [base + n registers] or back. */
+static void emit_vector(struct emitter *e, unsigned bytes, unsigned base, unsigned n, bool store)
 {
 	emit_evex(e, 1, true, 2, bytes, store ? 0x7f : 0x6f, base);
-	emit_byte(e, base & 7);
+	emit_byte(e, 0x40 | (base & 7));
+	emit_byte(e, n); /* disp8 counts vectors (SDM 2A 2.7.5) */
 }
 
 static void emit_vector_abs(struct emitter *e, uint32_t abs, bool store)
@@ -60,6 +61,14 @@ static void emit_vector_low(struct emitter *e, unsigned bytes, unsigned base)
 {
 	emit_evex(e, 1, bytes == 8, 1, 16, bytes == 8 ? 0xd6 : 0x7e, base);
 	emit_byte(e, base & 7);
+}
+
+/* VPEXTRW [base], xmm16, 0 */
+static void emit_vector_word(struct emitter *e, unsigned base)
+{
+	emit_evex(e, 3, false, 1, 16, 0x15, base);
+	emit_byte(e, base & 7);
+	emit_byte(e, 0);
 }
 
 /* VPBROADCASTB, W, D or Q zmm16 from RAX */
@@ -89,13 +98,18 @@ static uint8_t *emit_unless(struct emitter *e, unsigned reg, unsigned bits)
 	return emit_jump_if(e, CC_E);
 }
 
-static void emit_jump_back_if(struct emitter *e, unsigned condition, const uint8_t *target)
+/* As emit_fix(), but back. */
+static void emit_aim(struct emitter *e, uint8_t *place, const uint8_t *target)
 {
-	uint8_t *place = emit_jump_if(e, condition);
 	int32_t distance = (int32_t)(target - (place + 4));
 
 	if (!e->full)
 		memcpy(place, &distance, 4);
+}
+
+static void emit_jump_back_if(struct emitter *e, unsigned condition, const uint8_t *target)
+{
+	emit_aim(e, emit_jump_if(e, condition), target);
 }
 
 /* cmp a, b; cmovb to, from */
@@ -162,60 +176,67 @@ static void emit_host_string(struct routine *r, unsigned opcode, unsigned to, un
 		emit_load(e, RCX, saved(r, 3));
 }
 
-/* `part` for 64 bytes as long as there are so many, then at most once each for 32, 16... bytes. */
-static void emit_by_parts(struct routine *r, unsigned count, void (*part)(struct routine *r, unsigned bytes))
-{
-	struct emitter *e = &r->e;
-
-	emit_group1(e, true, 7, count, ZMM);
-	uint8_t *tail = emit_jump_if(e, CC_B), *loop = e->at;
-	part(r, ZMM);
-	emit_lea(e, count, count, -ZMM);
-	emit_group1(e, true, 7, count, ZMM);
-	emit_jump_back_if(e, CC_AE, loop);
-	emit_fix(e, tail);
-	uint8_t *done = emit_unless(e, count, ZMM - 1);
-	for (unsigned bytes = ZMM / 2; bytes >= 1u << r->shift; bytes /= 2) {
-		uint8_t *none = emit_unless(e, count, bytes);
-
-		part(r, bytes);
-		emit_fix(e, none);
-	}
-	emit_fix(e, done);
-}
-
-static void copy_part(struct routine *r, unsigned bytes)
+static void copy_part(struct routine *r, unsigned bytes, unsigned n)
 {
 	struct emitter *e = &r->e;
 
 	if (bytes > 8) {
-		emit_vector(e, bytes, S2, false);
-		emit_vector(e, bytes, RDX, true);
+		emit_vector(e, bytes, S2, n, false);
+		emit_vector(e, bytes, RDX, n, true);
 	} else {
 		emit_scalar(e, bytes, S1, S2, false);
 		emit_scalar(e, bytes, S1, RDX, true);
 	}
-	emit_lea(e, S2, S2, (int)bytes);
-	emit_lea(e, RDX, RDX, (int)bytes);
 }
 
-static void fill_part(struct routine *r, unsigned bytes)
+static void fill_part(struct routine *r, unsigned bytes, unsigned n)
 {
 	struct emitter *e = &r->e;
-	unsigned size = 1u << r->shift;
 
 	if (bytes > 8)
-		emit_vector(e, bytes, S2, true);
+		emit_vector(e, bytes, S2, n, true);
 	else if (bytes > 2)
 		emit_vector_low(e, bytes, S2);
+	else if (bytes == 1 || r->shift)
+		emit_scalar(e, bytes, RAX, S2, true);
 	else
-		emit_scalar(e, size, RAX, S2, true);
-	if (bytes == 2 && size == 1) {
-		emit_lea(e, S2, S2, 1);
-		emit_scalar(e, 1, RAX, S2, true);
-		bytes = 1;
+		emit_vector_word(e, S2);
+}
+
+/* `times` parts of `bytes`, and on behind them. */
+static void emit_parts(struct routine *r, unsigned bytes, unsigned times, bool copy)
+{
+	struct emitter *e = &r->e;
+
+	for (unsigned n = 0; n < times; n++)
+		(copy ? copy_part : fill_part)(r, bytes, n);
+	emit_lea(e, S2, S2, (int)(bytes * times));
+	if (copy)
+		emit_lea(e, RDX, RDX, (int)(bytes * times));
+}
+
+/* 256 bytes as often as that fits, then 128, 64, 32... bytes at most once each. */
+static void emit_by_parts(struct routine *r, unsigned count, bool copy)
+{
+	struct emitter *e = &r->e;
+
+	emit_group1(e, true, 7, count, 4 * ZMM); /* cmp */
+	uint8_t *few = emit_jump_if(e, CC_B), *done = NULL;
+	const uint8_t *loop = e->at;
+	emit_parts(r, ZMM, 4, copy);
+	emit_lea(e, count, count, -4 * ZMM);
+	emit_group1(e, true, 7, count, 4 * ZMM);
+	emit_jump_back_if(e, CC_AE, loop);
+	emit_fix(e, few);
+	for (unsigned bytes = 2 * ZMM; bytes >= 1u << r->shift; bytes /= 2) {
+		uint8_t *none = emit_unless(e, count, bytes);
+
+		emit_parts(r, bytes < ZMM ? bytes : ZMM, bytes > ZMM ? 2 : 1, copy);
+		emit_fix(e, none);
+		if (bytes == ZMM)
+			done = emit_unless(e, count, ZMM - 1);
 	}
-	emit_lea(e, S2, S2, (int)bytes);
+	emit_fix(e, done);
 }
 
 /* `count` bytes from [S2] to [RDX]. Destroys all these, and S1. */
@@ -226,7 +247,7 @@ static void emit_copy(struct routine *r, unsigned count)
 		return;
 	}
 	emit_guest_vector(r, false);
-	emit_by_parts(r, count, copy_part);
+	emit_by_parts(r, count, true);
 	emit_guest_vector(r, true);
 }
 
@@ -240,32 +261,34 @@ static void emit_fill(struct routine *r, unsigned count)
 		return;
 	}
 	emit_group1(e, true, 7, count, FILL_MAX);
-	uint8_t *many = emit_jump_if(e, CC_AE);
+	uint8_t *many = emit_jump_if(e, CC_AE), *vector = e->at;
 	emit_guest_vector(r, false);
 	emit_broadcast(e, r->shift);
-	emit_by_parts(r, count, fill_part);
+	emit_by_parts(r, count, false);
 	emit_guest_vector(r, true);
 	uint8_t *done = emit_jump(e);
 	emit_fix(e, many);
+	uint8_t *aligned = emit_unless(e, S2, ZMM - 1);
+	emit_aim(e, aligned, vector);
 	emit_host_string(r, 0xaa, S2, NO_REGISTER, count);
 	emit_fix(e, done);
 }
 
 /* ---- on the guest's ---- */
 
-/*
- * `offset` becomes the offset in its page of the address in `reg`, if the TLB has that, else 4096 or more; `delta` the
- * difference of host and linear addresses.
- */
-static void emit_page(struct routine *r, unsigned reg, bool write, unsigned offset, unsigned delta)
+/* `offset` becomes the offset in its page of the address in `reg`, if the TLB has that, else 4096 or more; `host` its host
+ * address. */
+static void emit_page(struct routine *r, unsigned reg, bool write, unsigned offset, unsigned host)
 {
 	struct emitter *e = &r->e;
+	const struct xtlb_entry *first = &r->t->tlb[r->view][write][0];
 
-	emit_rorx(e, delta, reg, 8);
-	emit_group1(e, false, 4, delta, (XTLB_ENTRIES - 1) << 4); /* and */
-	emit_op_base(e, true, 0x8b, offset, delta, (int32_t)xabs(&r->t->tlb[r->view][write][0].tag));
+	emit_rorx(e, host, reg, 8);
+	emit_group1(e, false, 4, host, (XTLB_ENTRIES - 1) << 4); /* and */
+	emit_op_base(e, true, 0x8b, offset, host, (int32_t)xabs(&first->tag));
 	emit_op_reg(e, true, 0x31, reg, offset); /* xor */
-	emit_op_base(e, true, 0x8b, delta, delta, (int32_t)xabs(&r->t->tlb_delta[r->view][0][write]));
+	emit_op_base(e, true, 0x8b, host, host, (int32_t)xabs(&first->host));
+	emit_op_reg(e, true, 0x01, offset, host); /* add */
 }
 
 /* Taken unless all of RCX bytes lie in the page. Destroys `offset`. */
@@ -299,13 +322,11 @@ static uint8_t *emit_room(struct routine *r, unsigned offset)
 	return none;
 }
 
-/* From RSI's and RDI's differences to host addresses. Taken where the destination begins in the source. Destroys S1. */
-static uint8_t *emit_hosts(struct routine *r, unsigned bytes)
+/* Taken where the destination [RDX] begins in the source [S2]. Destroys S1. */
+static uint8_t *emit_if_overlap(struct routine *r, unsigned bytes)
 {
 	struct emitter *e = &r->e;
 
-	emit_op_reg(e, true, 0x01, RSI, S2); /* add */
-	emit_op_reg(e, true, 0x01, RDI, RDX);
 	emit_move(e, S1, RDX);
 	emit_op_reg(e, true, 0x29, S2, S1);    /* sub */
 	emit_op_reg(e, true, 0x39, bytes, S1); /* cmp */
@@ -377,7 +398,7 @@ static void emit_movs(struct routine *r)
 	uint8_t *far_source = emit_unless_whole(r, S1);
 	emit_page(r, RDI, true, S1, RDX);
 	uint8_t *far_destination = emit_unless_whole(r, S1);
-	uint8_t *overlap = emit_hosts(r, RCX);
+	uint8_t *overlap = emit_if_overlap(r, RCX);
 	emit_advance(r, RSI, RCX);
 	emit_advance(r, RDI, RCX);
 	emit_copy(r, RCX);
@@ -398,7 +419,7 @@ static void emit_movs(struct routine *r)
 	stop[1] = emit_unless_found(r, R8);
 	emit_least(e, R8, S1, R8, S1); /* the greater one */
 	stop[2] = emit_room(r, R8);
-	stop[3] = emit_hosts(r, R8);
+	stop[3] = emit_if_overlap(r, R8);
 	emit_advance(r, RSI, R8);
 	emit_advance(r, RDI, R8);
 	emit_op_reg(e, true, 0x29, R8, RCX); /* sub */
@@ -426,7 +447,6 @@ static void emit_stos(struct routine *r)
 
 	emit_page(r, RDI, true, S1, S2);
 	uint8_t *far = emit_unless_whole(r, S1);
-	emit_op_reg(e, true, 0x01, RDI, S2); /* add */
 	emit_advance(r, RDI, RCX);
 	emit_fill(r, RCX);
 	emit_op_reg(e, false, 0x31, RCX, RCX); /* xor */
@@ -439,7 +459,6 @@ static void emit_stos(struct routine *r)
 	const uint8_t *loop = e->at;
 	emit_page(r, RDI, true, R8, S2);
 	stop[0] = emit_unless_found(r, R8);
-	emit_op_reg(e, true, 0x01, RDI, S2); /* add */
 	stop[1] = emit_room(r, R8);
 	emit_advance(r, RDI, R8);
 	emit_op_reg(e, true, 0x29, R8, RCX); /* sub */

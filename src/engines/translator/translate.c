@@ -220,29 +220,72 @@ static void emit_count_executed(struct translation *tr)
 	emit_store(&tr->e, S2, abs);
 }
 
-static void second_pass(struct translation *tr, struct xblock *xblock)
+/* Will flags that are live at the entry be kept in memory before the first instruction that wants them? */
+static bool kept_first(const struct translation *tr)
 {
-	struct translator *t = tr->t;
+	uint32_t live = tr->item[0].live_before;
+
+	for (unsigned n = 0; n < tr->count && live; n++) {
+		const struct item *item = &tr->item[n];
+
+		if (item->read & live || item->kind == KIND_JMP)
+			return false;
+		if (item->kind != KIND_NOP && item->kind != KIND_LEA &&
+		    (item->kind != KIND_GENERIC || item->form->memory_size))
+			return true;
+		live &= ~item->killed;
+	}
+	return false;
+}
+
+/* Falls into what follows it. */
+static void emit_entry_i(struct translation *tr, struct xblock *xblock)
+{
+	xblock->entry_i = tr->e.at;
+	if (tr->floating) {
+		emit_lea(&tr->e, S1, S1, -(int32_t)tr->rip);
+		emit_store(&tr->e, S1, xabs(&tr->t->code_page));
+	}
+}
+
+static void emit_entries(struct translation *tr, struct xblock *xblock)
+{
 	struct emitter *e = &tr->e;
 	uint32_t live_in = tr->item[0].live_before;
 
-	xblock->entry_i = e->at;
-	if (tr->floating) {
-		emit_lea(e, S1, S1, -(int32_t)tr->rip);
-		emit_store(e, S1, xabs(&t->code_page));
-	}
-	xblock->entry_b = e->at;
-	xblock->flagged = live_in;
-	if (live_in)
-		emit_flags_restore(e, t);
-	xblock->entry_a = e->at;
 	tr->in_register = live_in != 0;
 	tr->in_memory = false;
+	if (kept_first(tr)) {
+		xblock->entry_a = xblock->entry_av = e->at;
+		flags_keep(tr, live_in);
+		tr->in_register = false;
+		uint8_t *past = tr->floating ? emit_jump(e) : NULL;
+		emit_entry_i(tr, xblock);
+		if (past)
+			emit_fix(e, past);
+		xblock->entry_b = e->at;
+		emit_checks(tr);
+		return;
+	}
+	emit_entry_i(tr, xblock);
+	xblock->entry_b = e->at;
+	if (live_in)
+		emit_flags_restore(e, tr->t);
+	xblock->entry_a = e->at;
 	if (live_in)
 		emit_checks_keeping_flags(tr);
 	else
 		emit_checks(tr);
 	xblock->entry_av = e->at;
+}
+
+static void second_pass(struct translation *tr, struct xblock *xblock)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+
+	xblock->flagged = tr->item[0].live_before;
+	emit_entries(tr, xblock);
 	emit_void_streams(tr);
 	xblock->entry_loop = e->at;
 	emit_crossing_check(tr);
