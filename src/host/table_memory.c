@@ -5,7 +5,11 @@
 
 #define HUGE (2u << 20)
 
-void *table_map(size_t size, bool low)
+/* LeakSanitizer's, where it is linked: it does not follow pointers in mappings that it has not been told of. */
+void __lsan_register_root_region(const void *start, size_t size) __attribute__((weak));
+void __lsan_unregister_root_region(const void *start, size_t size) __attribute__((weak));
+
+static void *map(size_t size, bool low)
 {
 	/* Only what is aligned gets a huge page: the ends that make it so are given back. */
 	size_t room = size < HUGE ? size : size + HUGE;
@@ -26,8 +30,20 @@ void *table_map(size_t size, bool low)
 	return memory + before;
 }
 
+void *table_map(size_t size, bool low)
+{
+	void *table = map(size, low);
+
+	if (table && __lsan_register_root_region)
+		__lsan_register_root_region(table, size);
+	return table;
+}
+
 void table_unmap(void *table, size_t size)
 {
-	if (table)
-		munmap(table, size);
+	if (!table)
+		return;
+	if (__lsan_unregister_root_region)
+		__lsan_unregister_root_region(table, size);
+	munmap(table, size);
 }

@@ -1,6 +1,6 @@
 /*
  * Memory for large tables that are looked into at random: zeroed, on huge pages where the host gives them to who asks, not
- * reserved. Any thread.
+ * reserved. What they point to counts as used for LeakSanitizer. Any thread.
  */
 #pragma once
 

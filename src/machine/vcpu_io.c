@@ -5,10 +5,10 @@
 #include "machine/vcpu.h"
 
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "devices/bus.h"
 #include "devices/lapic.h"
+#include "host/table_memory.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
 
@@ -113,28 +113,15 @@ void vcpu_mmio_write(struct vcpu *vcpu, uint64_t physical, unsigned size, uint64
 	devices_unlock(vcpu);
 }
 
-/* LeakSanitizer's, where it is linked: it does not follow pointers in mappings that it has not been told of. */
-void __lsan_register_root_region(const void *start, size_t size) __attribute__((weak));
-void __lsan_unregister_root_region(const void *start, size_t size) __attribute__((weak));
-
 struct vcpu *vcpu_allocate(void)
 {
-	void *memory =
-	    mmap(NULL, sizeof(struct vcpu), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
-
-	if (memory == MAP_FAILED)
-		return NULL;
-	if (__lsan_register_root_region)
-		__lsan_register_root_region(memory, sizeof(struct vcpu));
-	return memory;
+	return table_map(sizeof(struct vcpu), true);
 }
 
 void vcpu_free(struct vcpu *vcpu)
 {
 	if (!vcpu)
 		return;
-	if (__lsan_unregister_root_region)
-		__lsan_unregister_root_region(vcpu, sizeof(*vcpu));
 	free(vcpu->thread);
-	munmap(vcpu, sizeof(*vcpu));
+	table_unmap(vcpu, sizeof(*vcpu));
 }

@@ -37,6 +37,15 @@ struct mmu_tlb_entry {
 };
 
 /*
+ * Does somebody want to know of writes to the entry's page? For writers, after the store (memory.h, "written pages"): volatile keeps the
+ * compiler from looking before, and processors see their own order of a store and a load here by memory_barrier_all().
+ */
+static inline uint8_t mmu_entry_flags(const struct mmu_tlb_entry *entry)
+{
+	return __atomic_load_n((volatile uint8_t *)entry->page_flags, __ATOMIC_RELAXED);
+}
+
+/*
  * Address spaces by PCID: the TLB itself holds only the current one's entries, but who caches more than the TLB does may
  * keep what belongs to the last MMU_SPACES of them (mmu_load_space).
  */

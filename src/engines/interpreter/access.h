@@ -138,7 +138,7 @@ handler address_b64, address_f64, address_s64, address_b32, address_f32, address
 		if (!HIT(entry, linear, sizeof(type)))                                                                 \
 			return name##_slow(ARGUMENTS, linear);                                                         \
 		HOST(entry, linear, type) = (type)operation(vcpu, insn, flags);                                        \
-		if (unlikely(__atomic_load_n(entry->page_flags, __ATOMIC_RELAXED)))                                    \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}
@@ -164,7 +164,7 @@ handler address_b64, address_f64, address_s64, address_b32, address_f32, address
 		value_##type value = (type)HOST(entry, linear, type);                                                  \
 		flags = operation(vcpu, insn, flags, &value);                                                          \
 		HOST(entry, linear, type) = value;                                                                     \
-		if (unlikely(__atomic_load_n(entry->page_flags, __ATOMIC_RELAXED)))                                    \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}

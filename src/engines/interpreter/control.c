@@ -213,7 +213,7 @@ static void ret_general(PARAMETERS)
 	HOST(entry, pointer, guest_##bits) = FALL_THROUGH(bits);                                                       \
 	vcpu->state.gpr[RSP] = pointer;                                                                                \
 	COUNT_BLOCK;                                                                                                   \
-	if (unlikely(*(volatile uint8_t *)entry->page_flags)) {                                                        \
+	if (unlikely(mmu_entry_flags(entry))) {                                                                        \
 		written_note(vcpu, entry);                                                                             \
 		return leave_to(ARGUMENTS, NULL, target);                                                              \
 	}                                                                                                              \

@@ -141,7 +141,7 @@ LEA_HANDLER(lea_f16_64, 64, (uint16_t)LEA_FULL)
 		                 :                                                                                     \
 		                 : "memory");                                                                          \
 		write##bits(vcpu, insn->a, value);                                                                     \
-		if (unlikely(*(volatile uint8_t *)entry->page_flags))                                                  \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}

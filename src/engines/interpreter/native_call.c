@@ -176,7 +176,7 @@ void native_write(PARAMETERS, uint64_t linear)
 	SLOW_ENTER;
 	run_form(vcpu, form, (void *)(entry->host + linear));
 	flags = flags_load(vcpu);
-	if (unlikely(*(volatile uint8_t *)entry->page_flags))
+	if (unlikely(mmu_entry_flags(entry)))
 		return written_slow(ARGUMENTS, entry);
 	NEXT;
 }

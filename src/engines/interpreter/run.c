@@ -53,7 +53,7 @@ void written_note(struct vcpu *vcpu, struct mmu_tlb_entry *entry)
 
 void written_slow(PARAMETERS, struct mmu_tlb_entry *entry)
 {
-	bool code = *(volatile uint8_t *)entry->page_flags & PAGE_CODE;
+	bool code = mmu_entry_flags(entry) & PAGE_CODE;
 
 	memory_page_written(vcpu->memory, entry->physical);
 	if (code)

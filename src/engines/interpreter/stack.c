@@ -140,7 +140,7 @@ static void pop_memory_general(PARAMETERS)
 			return otherwise(ARGUMENTS);                                                                   \
 		HOST(entry, pointer, guest_##bits) = (uint##bits##_t)(value_);                                         \
 		vcpu->state.gpr[RSP] = pointer;                                                                        \
-		if (unlikely(*(volatile uint8_t *)entry->page_flags))                                                  \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}
@@ -155,7 +155,7 @@ static void pop_memory_general(PARAMETERS)
 			return push_memory_general(ARGUMENTS, linear);                                                 \
 		HOST(entry, pointer, guest_##bits) = HOST(source, linear, guest_##bits);                               \
 		vcpu->state.gpr[RSP] = pointer;                                                                        \
-		if (unlikely(*(volatile uint8_t *)entry->page_flags))                                                  \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}                                                                                                              \

@@ -36,7 +36,7 @@ ALWAYS_INLINE bool plain(struct vcpu *vcpu, const struct native_form *form, uint
 		if (!HIT(entry, linear, bytes) || !plain(vcpu, insn->pointer, linear))                                 \
 			return native_write(ARGUMENTS, linear);                                                        \
 		memcpy((void *)(entry->host + linear), VECTOR(insn->a), bytes);                                        \
-		if (unlikely(*(volatile uint8_t *)entry->page_flags))                                                  \
+		if (unlikely(mmu_entry_flags(entry)))                                                                  \
 			return written_slow(ARGUMENTS, entry);                                                         \
 		NEXT;                                                                                                  \
 	}

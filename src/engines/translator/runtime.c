@@ -820,7 +820,7 @@ static struct mmu_tlb_entry *translated_already(struct vcpu *vcpu, uint64_t line
 /* Has somebody to be told of writes? Lockstep logs them by marking all pages clean; translated code writes copies then. */
 static bool page_watched(const struct translator *t, const struct mmu_tlb_entry *entry)
 {
-	return *(volatile uint8_t *)entry->page_flags & ~(unlikely(t->lockstep) ? PAGE_CLEAN : 0u);
+	return mmu_entry_flags(entry) & ~(unlikely(t->lockstep) ? PAGE_CLEAN : 0u);
 }
 
 /* Puts the page of `linear` into the TLB; may raise. NULL: it does not belong there. */
