@@ -237,9 +237,7 @@ void check_canonical(struct translation *tr, const struct item *item)
 	emit_shift_imm(e, 7, S2, 16);
 	emit_op_reg(e, true, 0x39, S1, S2);
 	tr->in_register = false;
-	uint8_t *canonical = emit_jump_if(e, CC_E);
-	exit_to_slot(tr, item->slot);
-	emit_fix(e, canonical);
+	pend(tr, PENDING_SLOT, emit_jump_if(e, CC_NE))->slot = item->slot;
 }
 
 /* An address that is known here: no index to compute, and the page's host address need not wait for the tag. */

@@ -8,7 +8,7 @@
  *
  * Where there is AVX-512 they copy by ZMM16: REP MOVS costs its start, and thirty times as much where it stores less
  * than 64 bytes above its loads, modulo 4096. ZMM16 to ZMM31 are not the guest's below VECTOR_AVX512. Each byte is
- * written once, and the bytes of an element together.
+ * written once, and the bytes of an element together. Without AVX-512 short ones go by XMM0, put aside for the while.
  */
 #include <string.h>
 
@@ -18,7 +18,9 @@
 #define ROUTINE_MAX 2048       /* bytes of host code */
 #define COUNT_MAX   (1u << 30) /* bytes; more is translator_string()'s */
 #define FILL_MAX    1024       /* bytes; from there on REP STOS is faster unless the first one is a line's */
+#define XMM_MAX     512        /* bytes; from there on REP MOVS is faster than by XMM0 */
 #define ZMM         64
+#define XMM         16
 
 struct routine {
 	struct emitter e;
@@ -40,17 +42,34 @@ static void emit_evex(struct emitter *e, unsigned map, bool wide, unsigned prefi
 	emit_byte(e, opcode);
 }
 
-/* VMOVDQU64 zmm16, ymm16 or xmm16, [base + n registers] or back. */
-static void emit_vector(struct emitter *e, unsigned bytes, unsigned base, unsigned n, bool store)
+/* VMOVDQU64 zmm16, ymm16 or xmm16; or MOVUPS xmm0: what comes before ModRM. */
+static void emit_vector_move(struct routine *r, unsigned bytes, unsigned base, bool store)
 {
-	emit_evex(e, 1, true, 2, bytes, store ? 0x7f : 0x6f, base);
-	emit_byte(e, 0x40 | (base & 7));
-	emit_byte(e, n); /* disp8 counts vectors (SDM 2A 2.7.5) */
+	struct emitter *e = &r->e;
+
+	if (r->t->avx512) {
+		emit_evex(e, 1, true, 2, bytes, store ? 0x7f : 0x6f, base);
+		return;
+	}
+	if (base & 8)
+		emit_byte(e, 0x41);
+	emit_byte(e, 0x0f);
+	emit_byte(e, store ? 0x11 : 0x10);
 }
 
-static void emit_vector_abs(struct emitter *e, uint32_t abs, bool store)
+/* From [base + n registers], or to there. */
+static void emit_vector(struct routine *r, unsigned bytes, unsigned base, unsigned n, bool store)
 {
-	emit_evex(e, 1, true, 2, ZMM, store ? 0x7f : 0x6f, 0);
+	emit_vector_move(r, bytes, base, store);
+	emit_byte(&r->e, 0x40 | (base & 7));
+	emit_byte(&r->e, r->t->avx512 ? n : n * XMM); /* EVEX: disp8 counts vectors (SDM 2A 2.7.5) */
+}
+
+static void emit_vector_abs(struct routine *r, uint32_t abs, bool store)
+{
+	struct emitter *e = &r->e;
+
+	emit_vector_move(r, ZMM, 0, store);
 	emit_byte(e, 0x04);
 	emit_byte(e, 0x25);
 	emit_u32(e, abs);
@@ -136,14 +155,14 @@ static uint32_t saved(const struct routine *r, unsigned n)
 
 /* ---- on host memory ---- */
 
-/* ZMM16 is put aside, or comes back, if it is the guest's. */
+/* ZMM16 or XMM0 is put aside, or comes back, if it is the guest's. */
 static void emit_guest_vector(struct routine *r, bool back)
 {
 	struct emitter *e = &r->e;
 
-	emit_compare8_abs(e, xabs(&r->t->vector_live), VECTOR_AVX512);
-	uint8_t *free = emit_jump_if(e, CC_NE);
-	emit_vector_abs(e, xabs(r->t->string_vector), !back);
+	emit_compare8_abs(e, xabs(&r->t->vector_live), r->t->avx512 ? VECTOR_AVX512 : VECTOR_NONE);
+	uint8_t *free = emit_jump_if(e, r->t->avx512 ? CC_NE : CC_E);
+	emit_vector_abs(r, xabs(r->t->string_vector), !back);
 	emit_fix(e, free);
 }
 
@@ -181,8 +200,8 @@ static void copy_part(struct routine *r, unsigned bytes, unsigned n)
 	struct emitter *e = &r->e;
 
 	if (bytes > 8) {
-		emit_vector(e, bytes, S2, n, false);
-		emit_vector(e, bytes, RDX, n, true);
+		emit_vector(r, bytes, S2, n, false);
+		emit_vector(r, bytes, RDX, n, true);
 	} else {
 		emit_scalar(e, bytes, S1, S2, false);
 		emit_scalar(e, bytes, S1, RDX, true);
@@ -194,7 +213,7 @@ static void fill_part(struct routine *r, unsigned bytes, unsigned n)
 	struct emitter *e = &r->e;
 
 	if (bytes > 8)
-		emit_vector(e, bytes, S2, n, true);
+		emit_vector(r, bytes, S2, n, true);
 	else if (bytes > 2)
 		emit_vector_low(e, bytes, S2);
 	else if (bytes == 1 || r->shift)
@@ -215,26 +234,27 @@ static void emit_parts(struct routine *r, unsigned bytes, unsigned times, bool c
 		emit_lea(e, RDX, RDX, (int)(bytes * times));
 }
 
-/* 256 bytes as often as that fits, then 128, 64, 32... bytes at most once each. */
+/* Four vectors as often as that fits, then two, one, and what is less of them at most once each. */
 static void emit_by_parts(struct routine *r, unsigned count, bool copy)
 {
 	struct emitter *e = &r->e;
+	unsigned vector = r->t->avx512 ? ZMM : XMM;
 
-	emit_group1(e, true, 7, count, 4 * ZMM); /* cmp */
+	emit_group1(e, true, 7, count, (int32_t)(4 * vector)); /* cmp */
 	uint8_t *few = emit_jump_if(e, CC_B), *done = NULL;
 	const uint8_t *loop = e->at;
-	emit_parts(r, ZMM, 4, copy);
-	emit_lea(e, count, count, -4 * ZMM);
-	emit_group1(e, true, 7, count, 4 * ZMM);
+	emit_parts(r, vector, 4, copy);
+	emit_lea(e, count, count, -(int)(4 * vector));
+	emit_group1(e, true, 7, count, (int32_t)(4 * vector));
 	emit_jump_back_if(e, CC_AE, loop);
 	emit_fix(e, few);
-	for (unsigned bytes = 2 * ZMM; bytes >= 1u << r->shift; bytes /= 2) {
+	for (unsigned bytes = 2 * vector; bytes >= 1u << r->shift; bytes /= 2) {
 		uint8_t *none = emit_unless(e, count, bytes);
 
-		emit_parts(r, bytes < ZMM ? bytes : ZMM, bytes > ZMM ? 2 : 1, copy);
+		emit_parts(r, bytes < vector ? bytes : vector, bytes > vector ? 2 : 1, copy);
 		emit_fix(e, none);
-		if (bytes == ZMM)
-			done = emit_unless(e, count, ZMM - 1);
+		if (bytes == vector)
+			done = emit_unless(e, count, vector - 1);
 	}
 	emit_fix(e, done);
 }
@@ -242,13 +262,23 @@ static void emit_by_parts(struct routine *r, unsigned count, bool copy)
 /* `count` bytes from [S2] to [RDX]. Destroys all these, and S1. */
 static void emit_copy(struct routine *r, unsigned count)
 {
+	struct emitter *e = &r->e;
+	uint8_t *many = NULL;
+
 	if (!r->t->avx512) {
-		emit_host_string(r, 0xa4, RDX, S2, count);
-		return;
+		emit_group1(e, true, 7, count, XMM_MAX);
+		many = emit_jump_if(e, CC_AE);
 	}
 	emit_guest_vector(r, false);
 	emit_by_parts(r, count, true);
 	emit_guest_vector(r, true);
+	if (many) {
+		uint8_t *done = emit_jump(e);
+
+		emit_fix(e, many);
+		emit_host_string(r, 0xa4, RDX, S2, count);
+		emit_fix(e, done);
+	}
 }
 
 /* `count` bytes at [S2] become what is in RAX. Destroys these, and S1 (which may be `count`). */
