@@ -770,8 +770,8 @@ static void device_without_buffers(void **state)
 	assert_int_equal(counters.received_dropped, 0); /* they are lost in the host's socket, not here */
 	rig.room = UINT32_MAX;
 	net_receive_ready(rig.net);
+	assert_true(rig_run(loop, rig_has_counted, &(struct rig_count){&rig, before + 501}, RIG_PATIENCE));
 	rig_run(loop, NULL, NULL, 100);
-	assert_true(rig.count > before + 500);
 	assert_true(rig.count < before + 4000);
 	rig_forget(&rig);
 	send_udp(GUEST, GATEWAY, 4000, port, "question", 8);
@@ -780,6 +780,16 @@ static void device_without_buffers(void **state)
 	free(next_ipv4(IPPROTO_UDP));
 	close(server);
 	close_user();
+}
+
+/* Of the TCP packets the next one for that port; the last words of an earlier connection may still come. */
+static struct rig_frame *next_to_port(unsigned port)
+{
+	struct rig_frame *frame;
+
+	while (rig_get16((frame = next_ipv4(IPPROTO_TCP))->data + 36) != port)
+		free(frame);
+	return frame;
 }
 
 /* Many connections come and go: descriptors with the numbers of closed ones are watched as well. */
@@ -798,14 +808,14 @@ static void connections_come_and_go(void **state)
 		int peer;
 
 		rig_send(&rig, frame, make_tcp(frame, own, port, 5000, 0, 0x02, 1460, false, NULL, 0));
-		got = next_ipv4(IPPROTO_TCP);
+		got = next_to_port(own);
 		assert_int_equal(got->data[47], 0x12);
 		sequence = rig_get32(got->data + 38) + 1;
 		free(got);
 		send_tcp(own, port, 5001, sequence, 0x10, NULL, 0);
 		peer = accept(server, NULL, NULL);
 		assert_int_equal(send(peer, "x", 1, 0), 1);
-		got = next_ipv4(IPPROTO_TCP);
+		got = next_to_port(own);
 		assert_int_equal(got->length, 55);
 		free(got);
 		send_tcp(own, port, 5001, sequence + 1, i % 2 ? 0x14 : 0x11, NULL, 0);

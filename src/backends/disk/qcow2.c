@@ -42,6 +42,7 @@ static int prepare_writing(struct qcow2 *q, char *why)
 static void qcow2_free(struct qcow2 *q)
 {
 	qcow2_caches_destroy(q);
+	pthread_cond_destroy(&q->allocated);
 	pthread_mutex_destroy(&q->lock);
 	free(q->l1);
 	free(q->reftable);
@@ -117,6 +118,7 @@ static int qcow2_open(struct disk *disk, char *why)
 	q->disk = disk;
 	disk->data = q;
 	pthread_mutex_init(&q->lock, NULL);
+	pthread_cond_init(&q->allocated, NULL);
 	if (!error)
 		error = host_file_read(&disk->file, 0, header, sizeof(header));
 	if (!error)

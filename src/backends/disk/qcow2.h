@@ -152,9 +152,11 @@ struct qcow2 {
 	unsigned epoch;   /* requests that start now count in in_flight[epoch] */
 	unsigned in_flight[2];
 	uint64_t writes,
-	    synced;  /* number of the last write that metadata depends on, or is; what of that is on the disk */
-	bool broken; /* found corrupt, or an fdatasync failed: no more writes */
-	uint64_t expanded_entry; /* the compressed cluster that `expanded` holds; 0: none */
+	    synced; /* number of the last write that metadata depends on, or is; what of that is on the disk */
+	struct qcow2_allocation *allocations; /* writes that are filling new clusters (qcow2_io.c) */
+	pthread_cond_t allocated;             /* one of them has ended */
+	bool broken;                          /* found corrupt, or an fdatasync failed: no more writes */
+	uint64_t expanded_entry;              /* the compressed cluster that `expanded` holds; 0: none */
 	uint8_t *expanded;
 	char *backing_name, *backing_format;
 };

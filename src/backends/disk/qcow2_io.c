@@ -2,8 +2,8 @@
  * qcow2: reading, writing, discarding: from a guest's offset to clusters of the file. qcow2.h has the picture and the
  * crash rule.
  *
- * Plain reads and in-place writes move their data without the lock; allocations keep it, so that two writes to one new
- * cluster cannot each make one.
+ * Data moves without the lock. A write that allocates says which clusters of the guest it is about to fill; others that would change
+ * those wait for it, so that two writes to one new cluster cannot each make one.
  */
 #include "backends/disk/qcow2.h"
 
@@ -309,7 +309,44 @@ static void entry_free(struct qcow2 *q, uint64_t entry)
 		qcow2_free_later(q, entry & L2_OFFSET, 1);
 }
 
+/* An allocating write whose data is on its way. */
+struct qcow2_allocation {
+	struct qcow2_allocation *next;
+	uint64_t first, end; /* clusters of the guest */
+};
+
+static void allocation_begin(struct qcow2 *q, struct qcow2_allocation *allocation)
+{
+	allocation->next = q->allocations;
+	q->allocations = allocation;
+}
+
+static void allocation_end(struct qcow2 *q, struct qcow2_allocation *allocation)
+{
+	struct qcow2_allocation **at = &q->allocations;
+
+	while (*at != allocation)
+		at = &(*at)->next;
+	*at = allocation->next;
+	pthread_cond_broadcast(&q->allocated);
+}
+
+/* Is one of these clusters about to be filled? Then waits until something has changed; what was looked up is void. */
+static bool wait_for_allocation(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+	uint64_t first = offset >> q->cluster_bits, last = (offset + length - 1) >> q->cluster_bits;
+
+	for (const struct qcow2_allocation *other = q->allocations; other; other = other->next) {
+		if (first < other->end && last >= other->first) {
+			pthread_cond_wait(&q->allocated, &q->lock);
+			return true;
+		}
+	}
+	return false;
+}
+
 /* What the image shows in [offset, offset + length), into `buffer`: the part of a cluster that a write does not cover.
+ * The lock is dropped meanwhile.
  */
 static int read_around(struct qcow2 *q, uint64_t offset, uint8_t *buffer, uint64_t length)
 {
@@ -318,10 +355,11 @@ static int read_around(struct qcow2 *q, uint64_t offset, uint8_t *buffer, uint64
 	memset(buffer, 0, length);
 	if (offset >= q->disk->size || length == 0)
 		return 0;
-	return read_locked(q, offset, &iov, 1, false);
+	return read_locked(q, offset, &iov, 1, true);
 }
 
-/* Data and its surroundings into new clusters. */
+/* Data and its surroundings into new clusters, without the lock. It counts as written when it is: a flush that begins before does not
+ * cover it, and the entries that depend on it change afterwards. */
 static int write_new_clusters(struct qcow2 *q, uint64_t place, uint64_t offset, uint64_t length,
                               const struct iovec *iov, unsigned count)
 {
@@ -343,8 +381,10 @@ static int write_new_clusters(struct qcow2 *q, uint64_t place, uint64_t offset, 
 		used += count;
 		if (tail)
 			all[used++] = (struct iovec){around + head, tail};
-		q->writes++;
+		pthread_mutex_unlock(&q->lock);
 		error = host_file_writev(&q->disk->file, place, all, used);
+		pthread_mutex_lock(&q->lock);
+		q->writes++;
 	}
 	free(around);
 	if (all != small)
@@ -354,7 +394,7 @@ static int write_new_clusters(struct qcow2 *q, uint64_t place, uint64_t offset, 
 
 /*
  * Writes the first part of [offset, offset + *length) to new clusters, then changes the entries (in memory); *length
- * becomes what was written. The lock is held throughout. The range lies within one L2 table.
+ * becomes what was written. The range lies within one L2 table, and nobody else is about to fill clusters in it.
  */
 static int write_allocating(struct qcow2 *q, uint64_t offset, uint64_t *length, const struct iovec *iov, unsigned count)
 {
@@ -372,7 +412,14 @@ static int write_allocating(struct qcow2 *q, uint64_t offset, uint64_t *length, 
 		if (*length > (got << q->cluster_bits) - within)
 			*length = (got << q->cluster_bits) - within;
 		unsigned parts = iov_slice(part, iov, count, 0, *length);
+		struct qcow2_allocation mine = {.first = offset >> q->cluster_bits,
+		                                .end = (offset >> q->cluster_bits) + got};
+
+		allocation_begin(q, &mine);
 		error = write_new_clusters(q, (uint64_t)place, offset, *length, part, parts);
+		allocation_end(q, &mine);
+		if (!error && q->broken)
+			error = -EIO;
 		if (!error)
 			error = l2_for_write(q, offset, &table);
 		if (error)
@@ -445,6 +492,8 @@ static int write_locked(struct qcow2 *q, uint64_t offset, const struct iovec *io
 			error = write_in_place(q, &run, part, parts);
 		} else {
 			run.length = allocation_length(q, table, offset + done, length - done);
+			if (wait_for_allocation(q, offset + done, run.length))
+				continue;
 			unsigned parts = iov_slice(part, iov, count, done, run.length);
 			error = write_allocating(q, offset + done, &run.length, part, parts);
 		}
@@ -515,6 +564,8 @@ int qcow2_clear_range(struct qcow2 *q, uint64_t offset, uint64_t length, bool ze
 		struct table *table;
 		struct run run;
 
+		if (wait_for_allocation(q, offset, end - offset))
+			continue;
 		error = q->broken ? -EIO : limit_waiting(q);
 		if (!error)
 			error = l2_for_read(q, offset, &table);
