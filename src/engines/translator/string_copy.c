@@ -20,10 +20,10 @@ struct string {
 	struct translator *t;
 	const struct xsite *site;
 	uint64_t *gpr;
-	uint64_t mask;      /* address size */
-	uint64_t step;      /* + or - size */
-	uint64_t remaining; /* elements */
-	unsigned size;
+	uint64_t mask;        /* address size */
+	uint64_t step;        /* + or - size */
+	uint64_t remaining;   /* elements */
+	unsigned size, shift; /* and its logarithm */
 	unsigned view;
 	bool down, repeated;
 };
@@ -92,18 +92,18 @@ static uint8_t *chunk_of(const struct string *s, uint64_t linear, bool write, ui
 	if (s->down) {
 		length = s->size;
 		uint8_t *host = run_of(s, linear, write, &length);
-		uint64_t most = length < s->size ? 0 : offset / s->size + 1;
+		uint64_t most = length < s->size ? 0 : (offset >> s->shift) + 1;
 
 		if (*count > most)
 			*count = most;
 		return host;
 	}
-	if (s->mask == UINT32_MAX && to_wrap < *count * s->size - 1)
-		*count = (to_wrap + 1) / s->size;
-	length = *count ? *count * s->size : 1;
+	if (s->mask == UINT32_MAX && to_wrap < (*count << s->shift) - 1)
+		*count = (to_wrap + 1) >> s->shift;
+	length = *count ? *count << s->shift : 1;
 	uint8_t *host = run_of(s, linear, write, &length);
-	if (*count > length / s->size)
-		*count = length / s->size;
+	if (*count > length >> s->shift)
+		*count = length >> s->shift;
 	return host;
 }
 
@@ -399,12 +399,13 @@ enum xstring_result translator_string(struct translator *t, const struct xsite *
 	    .gpr = vcpu->state.gpr,
 	    .mask = slot->base == 8 ? UINT64_MAX : UINT32_MAX,
 	    .size = slot->a,
+	    .shift = (unsigned)__builtin_ctz(slot->a),
 	    .view = vcpu->mmu.view,
 	    .down = vcpu->state.rflags & FLAG_DF,
 	    .repeated = slot->b != 0,
 	};
 	bool compare = site->string == XSTRING_SCAS || site->string == XSTRING_CMPS, stop = false;
-	uint64_t limit = (compare ? COMPARE_MAX : COPY_MAX) / s.size;
+	uint64_t limit = (compare ? COMPARE_MAX : COPY_MAX) >> s.shift;
 	uint32_t flags = t->flags;
 	enum xstring_result result;
 
