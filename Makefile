@@ -21,7 +21,7 @@ run: setup build
 	@tools/run-guest "$(BUILD)/ring3" "$(KERNEL)" --append "$(APPEND)" $(ARGS)
 
 # A whole Debian on a disk image: built, booted, worked with by ssh on PORT of this host, switched off.
-PORT = 2222
+PORT ?= 2222
 demo-debian:
 	@tools/setup build run demo
 	@$(MAKE) --no-print-directory build

@@ -23,7 +23,7 @@ struct vcpu;
 enum mmu_view { MMU_SUPERVISOR, MMU_SUPERVISOR_AC, MMU_USER, MMU_VIEWS };
 enum mmu_access { MMU_READ, MMU_WRITE, MMU_EXECUTE, MMU_ACCESSES };
 
-#define MMU_TLB_BITS    9
+#define MMU_TLB_BITS    11
 #define MMU_TLB_ENTRIES (1u << MMU_TLB_BITS)
 /* The tag of an empty slot: a page that belongs into its neighbour, so that no linear address of this slot matches, not
  * even in the XOR form. */

@@ -105,7 +105,7 @@ struct block {
 #define MODE_INNER   0x40u /* CPL 1 or 2: what is translated for supervisors runs at CPL 0 */
 #define MODE_CONTEXT 0x3fu /* the bits that are part of code_context, which has the CPL itself */
 
-#define JUMP_CACHE_BITS 13
+#define JUMP_CACHE_BITS 15
 #define JUMP_CACHE_SIZE (1u << JUMP_CACHE_BITS)
 
 struct interpreter {

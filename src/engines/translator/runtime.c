@@ -147,6 +147,27 @@ static struct xblock **page_chain(struct translator *t, uint64_t physical)
 	return &t->page_blocks[(physical >> MEMORY_PAGE_SHIFT) % XPAGE_HASH];
 }
 
+static void chain_add(struct translator *t, struct xblock *xblock)
+{
+	struct xblock **at = page_chain(t, xblock->block->physical);
+
+	xblock->next_in_page = *at;
+	if (*at)
+		(*at)->in_page = &xblock->next_in_page;
+	xblock->in_page = at;
+	*at = xblock;
+}
+
+static void chain_remove(struct xblock *xblock)
+{
+	if (!xblock->in_page)
+		return;
+	*xblock->in_page = xblock->next_in_page;
+	if (xblock->next_in_page)
+		xblock->next_in_page->in_page = xblock->in_page;
+	xblock->in_page = NULL;
+}
+
 /* `page` all ones: of all pages. A block translated after the write, before its note was seen, stays to be found. */
 static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
 {
@@ -164,7 +185,7 @@ static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
 		} else {
 			const struct insn *first = &xblock->block->insn[0];
 
-			*at = xblock->next_in_page;
+			chain_remove(xblock);
 			crossing_remove(t, xblock);
 			/* Who knows its block is found by it: in this chain, or in its slot. */
 			if (first->run != translated || first->pointer != xblock)
@@ -217,13 +238,9 @@ static void code_written(struct memory_code_listener *listener, bool wait)
 
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot)
 {
-	struct xblock **at = page_chain(t, xblock->block->physical);
 	struct insn *first = &xblock->block->insn[0];
 
-	while (*at && *at != xblock)
-		at = &(*at)->next_in_page;
-	if (*at)
-		*at = xblock->next_in_page;
+	chain_remove(xblock);
 	crossing_remove(t, xblock);
 	unlink_block(t, xblock);
 	if (slot && first->run == translated && first->pointer == xblock) {
@@ -444,8 +461,7 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 		return full ? NO_ROOM : REFUSED;
 	code_arena_publish();
 	regions_add(t, xblock);
-	xblock->next_in_page = *page_chain(t, block->physical);
-	*page_chain(t, block->physical) = xblock;
+	chain_add(t, xblock);
 	crossing_add(t, xblock);
 	slot->pointer = xblock;
 	slot->run = translated;

@@ -43,11 +43,11 @@
 #include "host/code_arena.h"
 #include "memory/memory.h"
 
-#define XTLB_BITS    10
+#define XTLB_BITS    12
 #define XTLB_ENTRIES (1u << XTLB_BITS)
-#define XJUMP_BITS   14
+#define XJUMP_BITS   15
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
-#define XPAGE_SIZE   4096u
+#define XPAGE_SIZE   16384u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
 #define XCROSS_HASH  1024u
@@ -91,6 +91,7 @@ struct xblock {
 	struct xblock *next_crossing;
 	struct xblock *next;         /* in its region */
 	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
+	struct xblock **in_page;     /* what leads to it there; NULL: it is left out */
 	struct xlink *incoming;      /* links that jump here */
 };
 
