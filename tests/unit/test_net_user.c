@@ -815,8 +815,9 @@ static void connections_come_and_go(void **state)
 		send_tcp(own, port, 5001, sequence, 0x10, NULL, 0);
 		peer = accept(server, NULL, NULL);
 		assert_int_equal(send(peer, "x", 1, 0), 1);
-		got = next_to_port(own);
-		assert_int_equal(got->length, 55);
+		/* On a busy host an acknowledgement or the SYN may come once more. */
+		while ((got = next_to_port(own))->length != 55)
+			free(got);
 		free(got);
 		send_tcp(own, port, 5001, sequence + 1, i % 2 ? 0x14 : 0x11, NULL, 0);
 		close(peer);
