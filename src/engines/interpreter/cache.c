@@ -177,6 +177,7 @@ static void advance(struct vcpu *vcpu)
 	struct interpreter *interpreter = interpreter_of(vcpu);
 	struct block_cache *cache = interpreter->cache;
 	unsigned next = (cache->now + 1) % cache->regions;
+	uint64_t before = __rdtsc();
 
 	for (struct block *block = cache->blocks[next]; block; block = block->next_in_part) {
 		struct block **link = &cache->hash[hash_of(block->physical, block->mode)];
@@ -192,6 +193,8 @@ static void advance(struct vcpu *vcpu)
 	cache->blocks[next] = NULL;
 	begin(cache, next);
 	void_links(vcpu);
+	if (interpreter->translator)
+		translator_note_eviction(interpreter->translator, __rdtsc() - before);
 }
 
 static unsigned hash_of(uint64_t physical, uint32_t mode)

@@ -221,19 +221,33 @@ static void forget_written(struct translator *t)
 	atomic_store(&t->code_seen, writes);
 }
 
+/* Until a processor has left translated code, or has seen request `number`: on any thread. */
+static void wait_for(struct translator *t, const _Atomic uint32_t *seen, uint32_t number)
+{
+	uint64_t since = 0;
+
+	while (atomic_load(&t->in_code) && (int32_t)(atomic_load(seen) - number) < 0) {
+		since = since ? since : __rdtsc();
+		sched_yield();
+	}
+	if (!since)
+		return;
+	uint64_t waited = __rdtsc() - since, longest = atomic_load(&t->longest_wait);
+	while (waited > longest && !atomic_compare_exchange_weak(&t->longest_wait, &longest, waited))
+		;
+}
+
 /* struct memory_code_listener: on the writer's thread. */
 static void code_written(struct memory_code_listener *listener, bool wait)
 {
 	struct translator *t = (struct translator *)((uint8_t *)listener - offsetof(struct translator, listener));
 	uint32_t writes = atomic_load(&t->vcpu->memory->code_writes);
 
-	/* The writer's own is not in translated code: it is here. */
-	if (!wait)
-		return;
+	/* The writer's own is not in translated code: it is here. Before the barrier it is a guess, so that all come at once. */
 	if (atomic_load(&t->in_code))
 		vcpu_kick(t->vcpu, ATTENTION_STEP);
-	while (atomic_load(&t->in_code) && (int32_t)(atomic_load(&t->code_seen) - writes) < 0)
-		sched_yield();
+	if (wait)
+		wait_for(t, &t->code_seen, writes);
 }
 
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot)
@@ -251,10 +265,19 @@ void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot
 	xblock->block = NULL;
 }
 
+void translator_note_eviction(struct translator *t, uint64_t ticks)
+{
+	if (ticks > t->longest_eviction)
+		t->longest_eviction = ticks;
+}
+
 void translator_advance(struct translator *t)
 {
+	uint64_t before = __rdtsc();
+
 	t->flushes++;
 	regions_advance(t);
+	translator_note_eviction(t, __rdtsc() - before);
 }
 
 void translator_block_gone(struct translator *t, struct block *block)
@@ -288,21 +311,29 @@ void translator_page_watched(struct translator *t)
 	struct vcpu *vcpu = t->vcpu;
 	unsigned cpus = vcpu->machine ? vcpu->machine->options.cpus : 0;
 
+	struct translator *other[MACHINE_CPUS_MAX];
+	uint32_t request[MACHINE_CPUS_MAX];
+	unsigned others = 0;
+
 	t->counters.watch_requests++;
 	caches_empty_writes(t);
 	for (unsigned i = 0; i < cpus; i++) {
-		struct vcpu *other = vcpu->machine->vcpu[i];
-		struct translator *theirs = other && other != vcpu && other->engine_data ? translator_of(other) : NULL;
+		struct vcpu *that = vcpu->machine->vcpu[i];
 
-		if (!theirs)
+		if (!that || that == vcpu || !that->engine_data || !translator_of(that))
 			continue;
-		uint32_t request = atomic_fetch_add(&theirs->watch_request, 1) + 1;
-		memory_barrier_all(vcpu->memory);
-		if (atomic_load(&theirs->in_code))
-			vcpu_kick(other, ATTENTION_STEP);
-		while (atomic_load(&theirs->in_code) && (int32_t)(atomic_load(&theirs->watch_seen) - request) < 0)
-			sched_yield();
+		other[others] = translator_of(that);
+		request[others] = atomic_fetch_add(&other[others]->watch_request, 1) + 1;
+		others++;
 	}
+	if (!others)
+		return;
+	memory_barrier_all(vcpu->memory);
+	for (unsigned n = 0; n < others; n++)
+		if (atomic_load(&other[n]->in_code))
+			vcpu_kick(other[n]->vcpu, ATTENTION_STEP);
+	for (unsigned n = 0; n < others; n++)
+		wait_for(other[n], &other[n]->watch_seen, request[n]);
 }
 
 /* ---- entering ---- */
@@ -322,12 +353,23 @@ static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
 	       !interpreter_of((struct vcpu *)vcpu)->no_links && !second_page_written(xblock);
 }
 
+static bool asked(const struct translator *t)
+{
+	return atomic_load_explicit(&t->watch_request, memory_order_relaxed) !=
+	           atomic_load_explicit(&t->watch_seen, memory_order_relaxed) ||
+	       atomic_load_explicit(&t->vcpu->memory->code_writes, memory_order_relaxed) !=
+	           atomic_load_explicit(&t->code_seen, memory_order_relaxed);
+}
+
 /*
  * Translated code is about to run: in_code first, then the look at the request; translator_page_watched() of another
  * vCPU does it the other way round, with a barrier for all threads in between.
  */
 static void announce(struct translator *t)
 {
+	/* Who asked waits, and where the host has fewer processors perhaps for this one. */
+	if (unlikely(t->overcommitted) && unlikely(asked(t)))
+		sched_yield();
 	atomic_store_explicit(&t->in_code, 1, memory_order_relaxed);
 	atomic_signal_fence(memory_order_seq_cst);
 	uint32_t request = atomic_load_explicit(&t->watch_request, memory_order_acquire);
@@ -1014,6 +1056,14 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 
 /* ---- making one ---- */
 
+/* That this process may use. */
+static unsigned host_cpus(void)
+{
+	cpu_set_t set;
+
+	return sched_getaffinity(0, sizeof(set), &set) ? UINT32_MAX : (unsigned)CPU_COUNT(&set);
+}
+
 struct translator *translator_create(struct vcpu *vcpu)
 {
 	if ((uint64_t)(uintptr_t)(vcpu + 1) > INT32_MAX || !__builtin_cpu_supports("bmi2")) {
@@ -1029,6 +1079,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->vector_missing = VECTOR_ALL_MISSING;
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
+	t->overcommitted = vcpu->machine && vcpu->machine->options.cpus > host_cpus();
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
 	uint64_t share = vcpu->machine && vcpu->machine->options.code_cache
 	                     ? vcpu->machine->options.code_cache / vcpu->machine->options.cpus

@@ -14,6 +14,11 @@ static const struct translator_counters *counters_of(struct vcpu *vcpu)
 	return &interpreter_of(vcpu)->translator->counters;
 }
 
+static double microseconds(const struct vcpu *vcpu, uint64_t ticks)
+{
+	return vcpu->clock ? 1000.0 * (double)ticks / (double)clock_tsc_khz(vcpu->clock) : 0.0;
+}
+
 static void print_times(struct vcpu *const *vcpu, unsigned count, FILE *file)
 {
 	fprintf(file, "%-52s", "translation time, ms");
@@ -29,6 +34,14 @@ static void print_times(struct vcpu *const *vcpu, unsigned count, FILE *file)
 
 		fprintf(file, " %14.2f", all->run_ticks ? 100.0 * (double)ticks / (double)all->run_ticks : 0.0);
 	}
+	fprintf(file, "\n%-52s", "cache: longest emptying of a part, us");
+	for (unsigned cpu = 0; cpu < count; cpu++)
+		fprintf(file, " %14.0f",
+		        microseconds(vcpu[cpu], interpreter_of(vcpu[cpu])->translator->longest_eviction));
+	fprintf(file, "\n%-52s", "longest wait of others for this processor, us");
+	for (unsigned cpu = 0; cpu < count; cpu++)
+		fprintf(file, " %14.0f",
+		        microseconds(vcpu[cpu], atomic_load(&interpreter_of(vcpu[cpu])->translator->longest_wait)));
 	fprintf(file, "\n");
 }
 

@@ -281,6 +281,9 @@ struct translator {
 	struct perf_map *perf_map;                 /* or NULL */
 	struct lockstep *lockstep;                 /* or NULL: debug/lockstep.h */
 	void (*plant)(uint8_t *code, size_t size); /* for tests: spoils the code of a block that was just translated */
+	bool overcommitted;                        /* more processors than the host has */
+	_Atomic uint64_t longest_wait;             /* ticks, of those that wait for this processor; any thread */
+	uint64_t longest_eviction;                 /* ticks */
 	bool count_executed;                       /* translated code counts what it executes */
 };
 
@@ -314,6 +317,7 @@ void translator_destroy(struct translator *t);
 void translator_flush(struct translator *t);
 /* The oldest translations make room for new ones. Not while a block runs. */
 void translator_advance(struct translator *t);
+void translator_note_eviction(struct translator *t, uint64_t ticks);
 /* This interpreter block goes; what was translated from it, too. */
 void translator_block_gone(struct translator *t, struct block *block);
 /* This vCPU began to watch a page (decoded code): nobody may keep a write entry for it. */
