@@ -24,7 +24,7 @@
 #define ARENA_BYTES (12u << 20) /* without --code-cache, and the interpreter's own */
 #define SHARE       18          /* with it: 32nds of a processor's part (the rest: translator/regions.c) */
 #define REGION      (1u << 19)  /* about */
-#define REGIONS_MAX 32
+#define REGIONS_MAX 128
 #define GIVE_BACK   (1u << 20)
 #define HASH_BITS   17
 #define HASH_SIZE   (1u << HASH_BITS)

@@ -51,7 +51,7 @@
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
 #define XCROSS_HASH  1024u
-#define XREGIONS_MAX 32
+#define XREGIONS_MAX 128
 #define XSAVED       512u
 #define XHEAT        50
 #define CALL_OUT_MAX 7   /* slots of one instruction */
