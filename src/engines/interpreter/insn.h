@@ -224,19 +224,26 @@ void written_note(struct vcpu *vcpu, struct mmu_tlb_entry *entry);
 
 #define COUNT_BLOCK (vcpu->counters.instructions += insn->number + 1u)
 
+/* The block that a link leads to, where it is good for `rip` now; or NULL. */
+ALWAYS_INLINE struct block *link_block(const struct vcpu *vcpu, const struct link *link, uint64_t rip)
+{
+	struct block *block = link->block;
+
+	if (likely(link->rip == rip && link->context == vcpu->code_context) &&
+	    likely(atomic_load_explicit(block->generation_now, memory_order_relaxed) == block->generation))
+		return block;
+	return NULL;
+}
+
 /* Terminal handlers: go on at `target`. */
 #define FOLLOW(link_, target_)                                                                                         \
 	do {                                                                                                           \
 		struct link *follow_link = (link_);                                                                    \
 		uint64_t follow_rip = (target_);                                                                       \
-		if (CHAIN && likely(follow_link->rip == follow_rip && follow_link->context == vcpu->code_context &&    \
-		                    !atomic_load_explicit(&vcpu->attention, memory_order_relaxed))) {                  \
-			struct block *follow_block = follow_link->block;                                               \
-			if (likely(atomic_load_explicit(follow_block->generation_now, memory_order_relaxed) ==         \
-			           follow_block->generation)) {                                                        \
-				vcpu->state.rip = follow_rip;                                                          \
-				return follow_block->insn[0].run(vcpu, follow_block->insn, flags, tlb);                \
-			}                                                                                              \
+		struct block *follow_block = CHAIN ? link_block(vcpu, follow_link, follow_rip) : NULL;                 \
+		if (likely(follow_block && !atomic_load_explicit(&vcpu->attention, memory_order_relaxed))) {           \
+			vcpu->state.rip = follow_rip;                                                                  \
+			return follow_block->insn[0].run(vcpu, follow_block->insn, flags, tlb);                        \
 		}                                                                                                      \
 		return leave_to(ARGUMENTS, follow_link, follow_rip);                                                   \
 	} while (0)

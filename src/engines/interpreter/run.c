@@ -256,13 +256,9 @@ static void trace_block(struct vcpu *vcpu, const struct block *block)
 static struct block *next_block(struct vcpu *vcpu)
 {
 	struct interpreter *interpreter = interpreter_of(vcpu);
-	struct link *cached = jump_cache_link(vcpu, vcpu->state.rip);
-	struct block *block;
+	struct block *block = link_block(vcpu, jump_cache_link(vcpu, vcpu->state.rip), vcpu->state.rip);
 
-	if (cached->rip == vcpu->state.rip && cached->context == vcpu->code_context &&
-	    *cached->block->generation_now == cached->block->generation) {
-		block = cached->block;
-	} else {
+	if (!block) {
 		flags_whole(vcpu);
 		block = block_find(vcpu);
 	}

@@ -565,13 +565,13 @@ static struct block *find_block(struct vcpu *vcpu)
 		interpreter->translator->counters.leave_event++;
 		return NULL;
 	}
-	if (cached->rip == vcpu->state.rip && cached->context == vcpu->code_context &&
-	    *cached->block->generation_now == cached->block->generation)
-		return cached->block;
+	struct block *block = link_block(vcpu, cached, vcpu->state.rip);
+	if (block)
+		return block;
 	flags_whole(vcpu);
-	struct block *block = block_find(vcpu);
+	block = block_find(vcpu);
 	if (block_linkable(interpreter, block) && !interpreter->refresh)
-		*jump_cache_link(vcpu, vcpu->state.rip) = (struct link){vcpu->state.rip, vcpu->code_context, block};
+		*cached = (struct link){vcpu->state.rip, vcpu->code_context, block};
 	return block;
 }
 
