@@ -42,6 +42,8 @@ struct engine {
 	void (*flush_code)(struct vcpu *vcpu);
 	/* Makes a running run() look at vcpu->attention soon. Any thread. NULL: it polls often enough by itself. */
 	void (*kick)(struct vcpu *vcpu);
+	/* The vCPU is about to sleep, on its thread: memory may be given back. NULL: there is none. */
+	void (*rest)(struct vcpu *vcpu);
 	/* The engine's own counters, one column for each of `count` vCPUs. Any thread, while they run too: then figures
 	 * are a moment old. NULL: it has none. */
 	void (*print_stats)(struct vcpu *const *vcpu, unsigned count, FILE *file);

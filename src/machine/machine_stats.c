@@ -31,6 +31,7 @@ void machine_print_stats(const struct machine *machine, FILE *file)
 	    COUNTER(tlb_flushes),
 	    COUNTER(halts),
 	    COUNTER(pauses),
+	    COUNTER(rests),
 	    COUNTER(blocks_decoded),
 	    COUNTER(block_invalidations),
 	    COUNTER(block_evictions),

@@ -108,6 +108,8 @@ static void idle(struct vcpu *vcpu)
 	uint32_t step = atomic_load(&vcpu->attention) & ATTENTION_STEP;
 
 	vcpu->counters.halts++;
+	if (vcpu->engine->rest)
+		vcpu->engine->rest(vcpu);
 	while (!(atomic_load(&vcpu->attention) & requests)) {
 		/* Cleared before looking: what comes later sets it again, and the futex does not sleep. */
 		uint32_t seen = atomic_fetch_and(&vcpu->attention, requests);

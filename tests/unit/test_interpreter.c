@@ -16,6 +16,7 @@
 
 #include "devices/bus.h"
 #include "engines/engine.h"
+#include "engines/interpreter/cache.h"
 #include "engines/interpreter/native.h"
 #include "machine/clock.h"
 #include "machine/vcpu.h"
@@ -700,6 +701,50 @@ PROGRAM(bench, 64,
         "jnz 1b\n"
         "hlt\n");
 
+/* JMP to the next page, as many as there are, and back to HLT: a block for each. */
+static void make_many_blocks(struct fixture *f, uint64_t from, uint64_t to)
+{
+	for (uint64_t at = from; at < to; at += 2) {
+		static const uint8_t jump[] = {0xeb, 0};
+
+		memory_write(&f->memory, at, jump, 2);
+	}
+	memory_write(&f->memory, to, "\xf4", 1);
+}
+
+/* What was decoded goes when the vCPU has been idle, and only then; it runs on as before. */
+static void test_rest(void **state)
+{
+	struct fixture *f = *state;
+	struct vcpu *vcpu = &f->vcpu;
+	uint64_t second = 1000000000, now = 100 * second, tsc = 1000;
+
+	assert_false(block_cache_rest(vcpu, now, tsc));
+	start_64(f, bench_start, bench_start);
+	make_many_blocks(f, CODE, CODE + 0xfffe);
+	run(f);
+	uint64_t decoded = vcpu->counters.blocks_decoded;
+	assert_true(decoded > 0x7000);
+
+	/* Busy, then idle for too short a time. */
+	vcpu->counters.run_ticks += 6000;
+	assert_false(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+	assert_false(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+	assert_false(block_cache_rest(vcpu, now + second, tsc + 1000));
+	vcpu->counters.run_ticks += 6000;
+	assert_false(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+	assert_false(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+	assert_true(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+	/* Nothing is left to be given back. */
+	for (unsigned i = 0; i < 4; i++)
+		assert_false(block_cache_rest(vcpu, now += 6 * second, tsc += 10000));
+
+	start_64(f, bench_start, bench_start);
+	make_many_blocks(f, CODE, CODE + 0xfffe);
+	run(f);
+	assert_int_equal(vcpu->counters.blocks_decoded, 2 * decoded);
+}
+
 /* By hand: RING3_BENCH=1 prints nanoseconds per guest instruction. */
 static void test_speed(void **state)
 {
@@ -720,13 +765,21 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-	    T(test_arithmetic),      T(test_memory),
-	    T(test_control),         T(test_strings),
-	    T(test_vectors),         T(test_self_modifying),
-	    T(test_flat_32),         T(test_real_mode),
-	    T(test_faults),          T(test_crossing_instruction),
-	    T(test_single_step),     T(test_watchpoint),
-	    T(test_alignment_check), T(test_kick),
+	    T(test_arithmetic),
+	    T(test_memory),
+	    T(test_control),
+	    T(test_strings),
+	    T(test_vectors),
+	    T(test_self_modifying),
+	    T(test_flat_32),
+	    T(test_real_mode),
+	    T(test_faults),
+	    T(test_crossing_instruction),
+	    T(test_single_step),
+	    T(test_watchpoint),
+	    T(test_alignment_check),
+	    T(test_kick),
+	    T(test_rest),
 	    T(test_speed),
 	};
 

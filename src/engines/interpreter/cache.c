@@ -60,12 +60,20 @@ struct block_cache {
 	struct block **hash;               /* HASH_SIZE; the arena is behind it */
 	ZydisDecoder decoder[3];           /* by MODE_SIZE */
 	unsigned since_check;
+	/* block_cache_rest(): when the window began, by both clocks, and the vCPU's run_ticks then. */
+	uint64_t window_start, window_tsc, window_ran;
+	unsigned idle_windows;
 	_Atomic uint32_t no_generation; /* of code that is not in RAM: always 0 */
 };
 
+static size_t part_size(const struct block_cache *cache)
+{
+	return cache->size / cache->regions & ~(size_t)63;
+}
+
 static void begin(struct block_cache *cache, unsigned n)
 {
-	size_t part = cache->size / cache->regions & ~(size_t)63;
+	size_t part = part_size(cache);
 
 	cache->now = n;
 	cache->low = n * part;
@@ -155,6 +163,27 @@ void *block_allocate(struct decoder *d, size_t bytes)
 		return NULL;
 	cache->high -= bytes;
 	return cache->arena + cache->high;
+}
+
+bool block_cache_rest(struct vcpu *vcpu, uint64_t now, uint64_t tsc)
+{
+	struct block_cache *cache = interpreter_of(vcpu)->cache;
+	uint64_t ran = vcpu->counters.run_ticks - cache->window_ran, ticks = tsc - cache->window_tsc;
+
+	if (now - cache->window_start < REST_WINDOW)
+		return false;
+	cache->idle_windows = ran < ticks / REST_BUSY ? cache->idle_windows + 1 : 0;
+	cache->window_start = now;
+	cache->window_tsc = tsc;
+	cache->window_ran = vcpu->counters.run_ticks;
+	/* Once around, all parts have something. */
+	bool much = cache->blocks[cache->regions - 1] || cache->low > REST_KEPT;
+	if (cache->idle_windows < 2 || !much)
+		return false;
+	cache->idle_windows = 0;
+	vcpu->counters.rests++;
+	block_cache_flush(vcpu);
+	return true;
 }
 
 static unsigned hash_of(uint64_t physical, uint32_t mode);

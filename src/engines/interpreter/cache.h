@@ -15,6 +15,15 @@ int block_cache_create(struct interpreter *interpreter, uint64_t share);
 void block_cache_destroy(struct interpreter *interpreter);
 /* Forgets all blocks and links, and the host-executed forms when their arena is nearly full. Not while a block runs. */
 void block_cache_flush(struct vcpu *vcpu);
+/*
+ * The vCPU is about to sleep, at host time `now` in ns and `tsc`. When it has been idle for two windows of REST_WINDOW and
+ * much is kept, all of it goes, translations too, and the host has the memory; what is needed again is decoded again. True: so
+ * it was. Not while a block runs.
+ */
+#define REST_WINDOW 5000000000ull /* ns */
+#define REST_BUSY   32            /* busy for less than one part of so many: idle */
+#define REST_KEPT   (4u << 20)    /* bytes of decoded blocks that are not worth it */
+bool block_cache_rest(struct vcpu *vcpu, uint64_t now, uint64_t tsc);
 
 /*
  * The block at state.rip for interpreter->mode, decoded if need be. Raises what a fetch raises (#PF, #GP); executing is

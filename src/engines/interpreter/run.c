@@ -6,8 +6,10 @@
  * anybody looks.
  */
 #include <errno.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 #include <x86intrin.h>
 
 #include "debug/disassemble.h"
@@ -507,6 +509,15 @@ static void interpreter_flush_code(struct vcpu *vcpu)
 	block_cache_flush(vcpu);
 }
 
+static void interpreter_rest(struct vcpu *vcpu)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (block_cache_rest(vcpu, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, __rdtsc()))
+		malloc_trim(0);
+}
+
 static bool translator_usable(char *why)
 {
 	if (__builtin_cpu_supports("bmi2"))
@@ -539,6 +550,7 @@ const struct engine engine_translator = {
     .run = interpreter_run,
     .state_changed = interpreter_state_changed,
     .flush_code = interpreter_flush_code,
+    .rest = interpreter_rest,
     .print_stats = translator_print_stats,
 };
 
@@ -551,4 +563,5 @@ const struct engine engine_interpreter = {
     .run = interpreter_run,
     .state_changed = interpreter_state_changed,
     .flush_code = interpreter_flush_code,
+    .rest = interpreter_rest,
 };
