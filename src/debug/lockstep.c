@@ -22,7 +22,9 @@
 struct registers {
 	uint64_t gpr[GPR_COUNT], rip, rflags; /* rflags without arithmetic flags; those are in `flags` (flags.h) */
 	uint32_t flags;
-	uint64_t fs_base, gs_base;
+	uint64_t fs_base, gs_base, kernel_gs_base;
+	enum mmu_view view;
+	uint8_t shadow;
 	struct x87_state x87;
 };
 
@@ -117,6 +119,9 @@ static void take(struct lockstep *l, struct registers *r, struct vector_state *v
 	r->flags = flags & 0xffff;
 	r->fs_base = s->segment[SEG_FS].base;
 	r->gs_base = s->segment[SEG_GS].base;
+	r->kernel_gs_base = s->msr.kernel_gs_base;
+	r->view = vcpu->mmu.view;
+	r->shadow = s->interrupt_shadow;
 	r->x87 = s->x87;
 	if (l->vectors)
 		*vector = s->vector;
@@ -134,6 +139,9 @@ static void put_back(struct lockstep *l)
 	s->rflags = (s->rflags & FLAG_ARITHMETIC) | l->start.rflags;
 	s->segment[SEG_FS].base = l->start.fs_base;
 	s->segment[SEG_GS].base = l->start.gs_base;
+	s->msr.kernel_gs_base = l->start.kernel_gs_base;
+	vcpu->mmu.view = l->start.view;
+	s->interrupt_shadow = l->start.shadow;
 	s->x87 = l->start.x87;
 	if (l->vectors)
 		s->vector = l->start_vector;
@@ -169,15 +177,26 @@ uint8_t *lockstep_page(struct lockstep *l, uint8_t *page, bool write)
 
 /* ---- what differs ---- */
 
+static void __attribute__((format(printf, 2, 0))) add(struct lockstep *l, const char *format, va_list arguments)
+{
+	int more = vsnprintf(l->report + l->length, REPORT_SIZE - l->length, format, arguments);
+
+	if (more > 0)
+		l->length += (size_t)more < REPORT_SIZE - l->length ? (size_t)more : REPORT_SIZE - l->length - 1;
+}
+
+/* The first line says where. */
 static void __attribute__((format(printf, 2, 3))) say(struct lockstep *l, const char *format, ...)
 {
 	va_list arguments;
 
+	if (!l->length)
+		l->length = (size_t)snprintf(l->report, REPORT_SIZE,
+		                             "block at %016" PRIx64 " (physical %#" PRIx64 "), unit %" PRIu64 ":\n",
+		                             l->xblock->rip, l->xblock->block->physical, l->units);
 	va_start(arguments, format);
-	int more = vsnprintf(l->report + l->length, REPORT_SIZE - l->length, format, arguments);
+	add(l, format, arguments);
 	va_end(arguments);
-	if (more > 0)
-		l->length += (size_t)more < REPORT_SIZE - l->length ? (size_t)more : REPORT_SIZE - l->length - 1;
 }
 
 static void differ(struct lockstep *l, const char *name, uint64_t theirs, uint64_t truth, uint64_t before)
@@ -244,6 +263,13 @@ static void compare_registers(struct lockstep *l, const struct registers *truth)
 		differ(l, "fs_base", theirs->fs_base, truth->fs_base, start->fs_base);
 	if (theirs->gs_base != truth->gs_base)
 		differ(l, "gs_base", theirs->gs_base, truth->gs_base, start->gs_base);
+	if (theirs->kernel_gs_base != truth->kernel_gs_base)
+		differ(l, "kernel_gs_base", theirs->kernel_gs_base, truth->kernel_gs_base, start->kernel_gs_base);
+	if (theirs->view != truth->view)
+		differ(l, "view", theirs->view, truth->view, start->view);
+	/* An STI with IF set has no shadow, but translated code has one then, too (translate_sti). */
+	if (theirs->shadow != truth->shadow && !(start->rflags & FLAG_IF))
+		differ(l, "shadow", theirs->shadow, truth->shadow, start->shadow);
 }
 
 static void compare_units(struct lockstep *l, const struct registers *truth)
@@ -287,8 +313,10 @@ static void compare_memory(struct lockstep *l)
 	for (unsigned n = 0; n < l->shadow_count; n++) {
 		const uint8_t *page = l->shadow[n].page, *copy = l->shadow[n].copy;
 
-		for (unsigned at = 0, shown = 0; memcmp(page, copy, MEMORY_PAGE_SIZE) != 0 && at < MEMORY_PAGE_SIZE;
-		     at++)
+		/* Of the others the log tells, below. */
+		if (!l->shadow[n].written || memcmp(page, copy, MEMORY_PAGE_SIZE) == 0)
+			continue;
+		for (unsigned at = 0, shown = 0; at < MEMORY_PAGE_SIZE; at++)
 			if (page[at] != copy[at] && shown++ < 16)
 				say(l, "  byte at physical %#" PRIx64 ": translated %02x, interpreted %02x\n",
 				    memory_physical(memory, page) + at, copy[at], page[at]);
@@ -400,22 +428,17 @@ static void compare(struct lockstep *l, const struct registers *truth, bool rais
 	}
 	l->length = 0;
 	l->report[0] = '\0';
-	say(l, "block at %016" PRIx64 " (physical %#" PRIx64 "), unit %" PRIu64 ":\n", l->start.rip,
-	    l->xblock->block->physical, l->units);
-	size_t empty = l->length;
 	compare_exceptions(l, truth, raised);
-	if (l->length == empty) {
+	if (!l->length) {
 		compare_registers(l, truth);
 		compare_units(l, truth);
 		compare_memory(l);
 	}
-	if (l->length == empty) {
-		l->report[0] = '\0';
-	} else if (l->wrote && l->walks_after != l->walks) {
+	if (l->length && l->wrote && l->walks_after != l->walks) {
 		/* It wrote to memory and then needed translations: they may have come from what it wrote. */
 		l->t->counters.lockstep_uncertain++;
 		l->report[0] = '\0';
-	} else {
+	} else if (l->length) {
 		fail(l);
 	}
 }

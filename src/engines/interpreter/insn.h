@@ -116,7 +116,12 @@ struct interpreter {
 	uint64_t rip_mask;    /* of straight-line code: all ones, or 32 bits */
 	struct link *pending; /* whose target is being looked up */
 	bool refresh;         /* what code means may have changed */
-	bool leave;           /* run() is to return `reason` */
+	/*
+	 * Translated code left flags behind that the next instructions overwrite before they read them: events wait
+	 * until counters.instructions is this, for nobody shall see them.
+	 */
+	uint64_t settled_at;
+	bool leave; /* run() is to return `reason` */
 	enum exit_reason reason;
 	bool stepping;                 /* TF, breakpoints, debugger, tracing: one instruction at a time (MODE_STEP) */
 	bool no_links;                 /* every block is to be seen by the run loop */

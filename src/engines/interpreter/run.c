@@ -203,6 +203,7 @@ static void fault_taken(struct vcpu *vcpu)
 	}
 	interpreter->pending = NULL;
 	interpreter->refresh = true;
+	interpreter->settled_at = 0;
 	/* What data breakpoints saw of an instruction that did not complete is forgotten. */
 	vcpu->mmu.stop = vcpu->mmu.watchpoint_hit = false;
 	vcpu->state.pending_debug = 0;
@@ -372,6 +373,9 @@ static bool turn(struct vcpu *vcpu)
 	}
 	bool events = atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || s->pending_debug;
 	if (unlikely(events)) {
+		if (vcpu->counters.instructions < interpreter->settled_at && !interpreter->stepping &&
+		    !s->pending_debug)
+			return step(vcpu);
 		if (take_events(vcpu))
 			return true;
 		if (interpreter->refresh)
@@ -428,6 +432,7 @@ static enum exit_reason interpreter_run(struct vcpu *vcpu)
 	interpreter->pending = NULL;
 	interpreter->leave = false;
 	interpreter->refresh = true;
+	interpreter->settled_at = 0;
 	flags_split(vcpu);
 	uint64_t started = __rdtsc();
 	enum exit_reason reason = run_loop(vcpu);

@@ -239,19 +239,17 @@ uint64_t branch_target(const struct translation *tr, const struct item *item)
 	return (tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u) & tr->rip_mask;
 }
 
-/*
- * Flags that code at `target` may read before it gives them values: looks ahead in the same page, whose generation this
- * block depends on anyway.
- */
-uint32_t flags_wanted(struct translation *tr, uint64_t target)
+/* Looks at code from `target` on: see flags_wanted(). `settle` counts up to the last flag that is given a value. */
+static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *settle)
 {
 	const uint8_t *page = memory_pointer(tr->t->vcpu->memory, tr->block->physical & ~0xfffull, MEMORY_PAGE_SIZE);
 	unsigned at = target & 0xfff;
 	uint32_t wanted = 0, settled = 0;
 
+	*settle = 0;
 	if (((target ^ tr->rip) & ~0xfffull) || !page)
 		return ALL_FLAGS;
-	for (unsigned n = 0; n < 12; n++) {
+	for (uint8_t n = 0; n < 12; n++) {
 		ZydisDecodedInstruction i;
 		ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
 		uint32_t read, killed;
@@ -260,6 +258,8 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target)
 			return ALL_FLAGS;
 		find_flags(&i, operand, &read, &killed);
 		wanted |= read & ~settled;
+		if (killed & ~(settled | wanted))
+			*settle = n + 1;
 		settled |= killed;
 		if ((settled | wanted) == ALL_FLAGS)
 			return wanted;
@@ -308,30 +308,68 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target)
 	return wanted | (ALL_FLAGS & ~settled);
 }
 
-static uint32_t flags_wanted_after(struct translation *tr, const struct item *last)
+uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
+{
+	unsigned n = 0;
+
+	while (n < tr->ahead_count && tr->ahead[n].target != target)
+		n++;
+	if (n == tr->ahead_count) {
+		n = tr->ahead_count < AHEAD_MAX ? tr->ahead_count++ : 0;
+		tr->ahead[n].target = target;
+		tr->ahead[n].wanted = look_ahead(tr, target, &tr->ahead[n].settle);
+	}
+	if (settle)
+		*settle = tr->ahead[n].settle;
+	return tr->ahead[n].wanted;
+}
+
+static uint8_t lesser(uint8_t a, uint8_t b)
+{
+	return a < b ? a : b;
+}
+
+uint8_t settle_after(const struct translation *tr, const struct item *item)
+{
+	uint32_t dead = ALL_FLAGS & ~item->live_after;
+	uint8_t count = 0;
+
+	while (dead && ++item < tr->item + tr->count) {
+		dead &= ~item->killed;
+		count++;
+	}
+	return dead ? count + tr->settle : count;
+}
+
+static uint32_t flags_wanted_after(struct translation *tr, const struct item *last, uint8_t *settle)
 {
 	uint64_t next = (tr->rip + last->offset + last->i.length) & tr->rip_mask;
+	uint8_t other;
+	uint32_t wanted;
 
+	*settle = 0;
 	switch (last->kind) {
 	case KIND_JMP:
 	case KIND_CALL:
-		return flags_wanted(tr, branch_target(tr, last));
+		return flags_wanted(tr, branch_target(tr, last), settle);
 	case KIND_JCC:
-		return flags_wanted(tr, branch_target(tr, last)) | flags_wanted(tr, next);
+		wanted = flags_wanted(tr, branch_target(tr, last), settle) | flags_wanted(tr, next, &other);
+		*settle = lesser(*settle, other); /* not past what must see an interrupt first */
+		return wanted;
 	case KIND_FALLBACK:
 		if (last->slots)
-			return flags_wanted(tr, next);
+			return flags_wanted(tr, next, settle);
 		return ALL_FLAGS;
 	case KIND_SYSTEM_END:
 		if (last->i.mnemonic == ZYDIS_MNEMONIC_STI)
-			return flags_wanted(tr, next);
+			return flags_wanted(tr, next, settle);
 		return ALL_FLAGS;
 	case KIND_JMP_INDIRECT:
 	case KIND_CALL_INDIRECT:
 	case KIND_RET:
 		return ALL_FLAGS;
 	default:
-		return flags_wanted(tr, next);
+		return flags_wanted(tr, next, settle);
 	}
 }
 
@@ -346,7 +384,7 @@ static uint8_t vector_need(const struct item *item)
 	                             : VECTOR_NONE;
 }
 
-/* For lockstep: gives the same result when it is done again, and changes nothing but registers and memory. */
+/* For lockstep: gives the same result when it is done again. */
 static bool repeatable(const struct item *item)
 {
 	switch (item->i.mnemonic) {
@@ -357,7 +395,7 @@ static bool repeatable(const struct item *item)
 	case ZYDIS_MNEMONIC_RDPID:
 		return false;
 	default:
-		return item->kind <= KIND_RET && item->kind != KIND_SYSTEM;
+		return true;
 	}
 }
 
@@ -398,7 +436,7 @@ bool first_pass(struct translation *tr)
 	const struct item *last = &tr->item[tr->count - 1];
 	if (!useful)
 		return false;
-	uint32_t live = flags_wanted_after(tr, last);
+	uint32_t live = flags_wanted_after(tr, last, &tr->settle);
 	for (unsigned n = tr->count; n-- > 0;) {
 		struct item *item = &tr->item[n];
 

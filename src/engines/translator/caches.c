@@ -53,10 +53,13 @@ static void empty_tlb(struct translator *t, unsigned first_write, bool keep_glob
 	empty_windows(t);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = first_write; write < 2; write++)
-			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++)
-				drop_entries(t, view, write, word,
-				             t->tlb_valid[view][write][word] &
-				                 ~(keep_global ? t->tlb_global[view][write][word] : 0));
+			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++) {
+				uint64_t drop = t->tlb_valid[view][write][word] &
+				                ~(keep_global ? t->tlb_global[view][write][word] : 0);
+
+				if (drop)
+					drop_entries(t, view, write, word, drop);
+			}
 }
 
 void caches_empty_writes(struct translator *t)

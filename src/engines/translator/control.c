@@ -27,6 +27,7 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 	    .x87 = tr->x87,
 	    .view = (uint8_t)tr->view,
 	};
+	flags_wanted(tr, target, &link->settle);
 	return link;
 }
 
@@ -86,7 +87,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	struct emitter *e = &tr->e;
 	bool alone = apart(tr, target), same_page = !((target ^ tr->rip) & ~0xfffull) && !alone;
 	bool backward = target <= from;
-	uint32_t wanted = same_page ? flags_wanted(tr, target) : ALL_FLAGS;
+	uint32_t wanted = same_page ? flags_wanted(tr, target, NULL) : ALL_FLAGS;
 	/* A loop whose flags live on: the poll must not send them through memory. */
 	bool quietly = same_page && backward && tr->in_register && wanted;
 	bool clobbers = !direct(tr, from, target) && !quietly;

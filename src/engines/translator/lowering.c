@@ -96,6 +96,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .rip = tr->rip,
 	    .floating = tr->floating,
 	    .inside = item->inside,
+	    .settle = settle_after(tr, item),
 	};
 	return site;
 }

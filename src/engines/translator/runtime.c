@@ -554,6 +554,12 @@ void translator_to_slot(PARAMETERS)
 	return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 }
 
+/* Flags are right again after so many instructions, see settled_at. */
+static void settle(struct vcpu *vcpu, unsigned instructions)
+{
+	interpreter_of(vcpu)->settled_at = vcpu->counters.instructions + instructions;
+}
+
 /* The block at state.rip; NULL: the run loop has to look. */
 static struct block *find_block(struct vcpu *vcpu)
 {
@@ -615,6 +621,7 @@ void translator_to_link(PARAMETERS)
 		lockstep_left(t->lockstep, LOCKSTEP_LINK, NULL, flags);
 		return;
 	}
+	settle(vcpu, link->settle);
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
@@ -653,6 +660,7 @@ void translator_to_address(PARAMETERS)
 	vcpu->state.gpr[RSP] = (vcpu->state.gpr[RSP] + t->release) & interpreter_of(vcpu)->rip_mask;
 	vcpu->state.rip = rip;
 	interpreter_of(vcpu)->pending = NULL;
+	settle(vcpu, 0);
 	if (unlikely(t->lockstep)) {
 		lockstep_left(t->lockstep, LOCKSTEP_ADDRESS, NULL, flags);
 		return;
@@ -729,6 +737,7 @@ static uint64_t leave_behind(struct translator *t, const struct xsite *site, con
 	vcpu->state.rip = (site_rip(t, site) + behind->offset) & interpreter_of(vcpu)->rip_mask;
 	flags_store(vcpu, t->flags);
 	vcpu->counters.instructions += behind->number + 1u;
+	settle(vcpu, site->settle);
 	t->counters.leave_call_out++;
 	return SLOW_LEAVE;
 }
@@ -760,6 +769,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[view][MMU_READ]);
 	if (!t->came_back) {
 		t->counters.leave_call_out++;
+		settle(vcpu, site->settle);
 		return SLOW_LEAVE;
 	}
 	if (unlikely(vcpu->mmu.view != view || vcpu->classes_disabled != disabled || vcpu->mmu.stop)) {
@@ -834,8 +844,15 @@ uint64_t translator_sensitive(struct translator *t)
 	struct vcpu *vcpu = t->vcpu;
 	const struct xsite *site = (const struct xsite *)t->exit_argument;
 
-	t->counters.sensitive++;
 	step_out(t);
+	if (unlikely(t->lockstep)) {
+		vcpu->state.rip = site->rip;
+		if (site->settle) /* an STI */
+			lockstep_access(t->lockstep);
+		lockstep_left(t->lockstep, LOCKSTEP_SLOT, site->slot, t->flags);
+		return SLOW_LEAVE;
+	}
+	t->counters.sensitive++;
 	memcpy(t->called, site->slot, site->slots * sizeof(t->called[0]));
 	/* POPF and STI follow their block's links. */
 	if (site->no_links) {
@@ -846,6 +863,7 @@ uint64_t translator_sensitive(struct translator *t)
 	vcpu->executing = NULL;
 	t->called[0].run(vcpu, t->called, t->flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
 	interpreter_of(vcpu)->pending = NULL;
+	settle(vcpu, site->settle);
 	return go_on_translated(t);
 }
 
@@ -862,6 +880,7 @@ static uint64_t slow_instruction(struct translator *t, const struct xsite *site)
 	if (site->slots)
 		return call_slots(t, site);
 	t->exit_argument = (uintptr_t)site->slot;
+	settle(t->vcpu, site->slot->number + 1u + site->settle);
 	return SLOW_TERMINAL;
 }
 

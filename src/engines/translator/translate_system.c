@@ -108,11 +108,13 @@ enum kind classify_system(struct translation *tr, const struct item *item)
 	}
 }
 
-/* Flags that must be right before it, for an exception or for what it does with them. */
+/*
+ * Flags that must be right before it, for an exception, for what it does with them, or (CLI) because an interrupt may not
+ * be put off until behind it.
+ */
 uint32_t system_flags(const struct item *item)
 {
 	switch (item->i.mnemonic) {
-	case ZYDIS_MNEMONIC_CLI:
 	case ZYDIS_MNEMONIC_SWAPGS:
 	case ZYDIS_MNEMONIC_CLAC:
 	case ZYDIS_MNEMONIC_STAC:

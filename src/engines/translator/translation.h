@@ -23,6 +23,7 @@
 #define BLOCK_MAX   64
 #define PENDING_MAX 256
 #define CODE_MAX    (48u << 10) /* bytes of host code that one block can need */
+#define AHEAD_MAX   3
 #define ALL_FLAGS   ((uint32_t)FLAG_ARITHMETIC)
 #define S1          R9
 #define S2          R10
@@ -128,6 +129,7 @@ struct translation {
 	struct emitter e;
 	struct item item[BLOCK_MAX];
 	unsigned count;
+	uint8_t settle; /* behind the block, see struct xlink */
 	uint64_t rip; /* floating: the offset in the page, so that code_page is to be added to all addresses of code */
 	bool floating, loose;     /* as in struct xblock */
 	unsigned view, code_view; /* enum mmu_view; below XVIEWS: of what is emitted next (STAC and CLAC change it) */
@@ -154,6 +156,13 @@ struct translation {
 	unsigned stream_count;
 	bool stream_falls[XSTREAMS];
 	struct xblock *xblock;
+	/* What flags_wanted() has found. */
+	struct {
+		uint64_t target;
+		uint32_t wanted;
+		uint8_t settle;
+	} ahead[AHEAD_MAX];
+	unsigned ahead_count;
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
@@ -162,7 +171,12 @@ struct translation {
 /* analyze.c */
 bool first_pass(struct translation *tr);
 bool ends_block(const struct item *item);
-uint32_t flags_wanted(struct translation *tr, uint64_t target);
+/*
+ * Flags that code at `target` may read before it gives them values: looks ahead in the same page, whose generation this
+ * block depends on anyway. `settle` (or NULL): the number of instructions after which all the others have values again.
+ */
+uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle);
+uint8_t settle_after(const struct translation *tr, const struct item *item); /* see struct xlink */
 uint64_t branch_target(const struct translation *tr, const struct item *item);
 bool is_memory(const ZydisDecodedOperand *o);
 bool address_possible(const struct item *item);

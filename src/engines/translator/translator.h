@@ -110,6 +110,7 @@ struct xlink {
 	uint8_t vector;        /* enum vector_need: registers that are there */
 	bool x87;              /* the x87 unit's are there */
 	uint8_t view;
+	uint8_t settle; /* instructions from the target on until flags that are dead there have values again */
 };
 
 /* FIP, FDP and FOP where translated code has not stored them yet (x87.c). */
@@ -141,6 +142,7 @@ struct xsite {
 	bool inside;                      /* a difference that a group's check found may be in use behind it */
 	/* Of a group's check (merge.c): where its first access, which is the instruction's, lies in the span. */
 	bool window, first_write;
+	uint8_t settle; /* as in struct xlink, behind the instruction */
 	uint8_t first_size;
 	uint16_t span, first_offset, misses;
 	struct block *block;
