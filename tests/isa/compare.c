@@ -391,6 +391,11 @@ void isa_print_failure(FILE *file, const struct isa_case *test, const struct isa
 		        i % 8 == 7 ? "\n" : "");
 	print_outcome(file, "silicon", native);
 	print_outcome(file, "engine ", guest);
+	if (guest->setting)
+		fprintf(file, "    engine: %s\n",
+		        (const char *const[]){"", "hot", "jumped to from another page",
+		                              "through a link from another page", "jumped to from its page",
+		                              "through a link from its page"}[guest->setting]);
 	for (unsigned i = 0; i < GPR_COUNT; i++)
 		print_u64(file, gpr_names[i], test->gpr[i], native->gpr[i], guest->gpr[i]);
 	print_u64(file, "fsbase", test->fs_base, native->fs_base, guest->fs_base);

@@ -186,13 +186,17 @@ bool isa_generate(struct isa_form *form, uint64_t seed, struct isa_case *test, s
 		if (++tries == 256)
 			return false;
 	test->length = decoded->instruction.length;
-	test->step = random_percent(&d.random, 50);
+	test->step = random_percent(&d.random, 50) && !(test->seldom_step && seed >> 8 & 7);
 	choose_state(&d);
 	choose_place(&d);
 	choose_stack(&d);
 	place_operands(&d);
 	draft_apply_roles(&d);
-	isa_place(test, test->rip + draft_code_base(test), test->bytes, test->length);
+	/* With an end: operands may lie around it. */
+	uint8_t code[16];
+	memcpy(code, test->bytes, test->length);
+	code[test->length] = 0xcc;
+	isa_place(test, test->rip + draft_code_base(test), code, test->length + 1u);
 	if (test->mode != 64)
 		for (unsigned i = 0; i < 8; i++)
 			shorten(test, &test->gpr[i]);

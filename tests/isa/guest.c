@@ -21,6 +21,8 @@
 #define PAGES_AT      0x40000u /* the windows' pages */
 #define TABLES_AT     0x01000u
 #define TABLES_END    0x30000u
+#define FAR_PAGE      0x60000u /* for a jump to the case */
+#define FAR_LINEAR    (ISA_CODE + 0x8000)
 #define SYSTEM_AT     0x80000u /* supervisor pages, from here on: */
 #define GDT_PAGE      0x80000u
 #define IDT_PAGE      0x81000u
@@ -46,6 +48,7 @@ struct guest_runner {
 	uint32_t next_table;
 	struct cpu_state start; /* what all cases have in common */
 	uint32_t dirty;         /* windows whose pages are not their background */
+	bool patched[ISA_PAGES];
 };
 
 /* ---- memory ---- */
@@ -131,6 +134,7 @@ static void make_memory(struct guest_runner *guest)
 		map_page(guest, window->linear, PAGES_AT + page * 4096, true, window->writable, window->executable);
 		memory_write(&guest->memory, PAGES_AT + page * 4096, isa_background(page), 4096);
 	}
+	map_page(guest, FAR_LINEAR, FAR_PAGE, true, false, true);
 	for (uint64_t page = SYSTEM_AT; page < SYSTEM_END; page += 4096)
 		map_page(guest, SYSTEM_LINEAR + page, page, false, true, page == HANDLER_PAGE);
 	make_tables(guest);
@@ -204,20 +208,30 @@ void guest_destroy(struct guest_runner *guest)
 
 /* ---- one case ---- */
 
-static void load_case(struct guest_runner *guest, const struct isa_case *test)
+static void put_page(struct guest_runner *guest, unsigned page, unsigned offset, const void *bytes, unsigned length)
+{
+	memory_write(&guest->memory, PAGES_AT + page * 4096u + offset, bytes, length);
+}
+
+/* `all`: else those pages alone that the guest can write. */
+static void load_memory(struct guest_runner *guest, const struct isa_case *test, bool all)
+{
+	for (unsigned page = 0; page < ISA_PAGES; page++)
+		if (guest->dirty >> page & 1 && (all || isa_windows[page].writable))
+			put_page(guest, page, 0, isa_background(page), 4096);
+	for (unsigned i = 0; i < test->patch_count; i++)
+		if (all || isa_windows[test->patch[i].page].writable)
+			put_page(guest, test->patch[i].page, test->patch[i].offset, test->pool + test->patch[i].pool,
+			         test->patch[i].length);
+}
+
+static void load_registers(struct guest_runner *guest, const struct isa_case *test, uint64_t rip)
 {
 	struct cpu_state *s = &guest->vcpu->state;
 
-	for (unsigned page = 0; page < ISA_PAGES; page++)
-		if (guest->dirty >> page & 1)
-			memory_write(&guest->memory, PAGES_AT + page * 4096, isa_background(page), 4096);
-	guest->dirty = 0;
-	for (unsigned i = 0; i < test->patch_count; i++)
-		memory_write(&guest->memory, PAGES_AT + test->patch[i].page * 4096u + test->patch[i].offset,
-		             test->pool + test->patch[i].pool, test->patch[i].length);
 	*s = guest->start;
 	memcpy(s->gpr, test->gpr, sizeof(s->gpr));
-	s->rip = test->rip;
+	s->rip = rip;
 	s->rflags = test->rflags;
 	for (unsigned i = 0; i < 6; i++)
 		s->segment[i] = isa_segment(test->selector[i]);
@@ -231,7 +245,6 @@ static void load_case(struct guest_runner *guest, const struct isa_case *test)
 	guest->vcpu->debug.intercept_exceptions = test->seed & 7 ? ~0u : 0;
 	guest->vcpu->attention = 0;
 	mmu_update_view(guest->vcpu);
-	guest->engine->state_changed(guest->vcpu);
 }
 
 /* The engine delivered an exception itself: the frame on the handler's stack. */
@@ -283,11 +296,10 @@ static void store_outcome(struct guest_runner *guest, enum exit_reason reason, s
 	}
 }
 
-void guest_run(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome)
+static void run(struct guest_runner *guest, struct isa_outcome *outcome)
 {
 	enum exit_reason reason = EXIT_KICK;
 
-	load_case(guest, test);
 	for (unsigned runs = 0; reason == EXIT_KICK && runs < RUNS_MAX; runs++)
 		reason = guest->engine->run(guest->vcpu);
 	store_outcome(guest, reason, outcome);
@@ -295,10 +307,97 @@ void guest_run(struct guest_runner *guest, const struct isa_case *test, struct i
 	for (unsigned page = 0; page < ISA_PAGES; page++) {
 		const uint8_t *now = memory_pointer(&guest->memory, PAGES_AT + page * 4096, 4096);
 
-		if (!memcmp(now, isa_background(page), 4096))
+		if (isa_windows[page].writable ? !memcmp(now, isa_background(page), 4096) : !guest->patched[page])
 			continue;
 		outcome->changed |= 1u << page;
 		memcpy(outcome->page[page], now, 4096);
 	}
 	guest->dirty = outcome->changed;
+}
+
+/* ---- the same again, met in other ways ---- */
+
+static bool same(const struct isa_outcome *a, const struct isa_outcome *b)
+{
+	if (a->status != b->status || a->trap != b->trap || a->error != b->error || a->cr2 != b->cr2 ||
+	    a->rip != b->rip || a->rflags != b->rflags || a->fs_base != b->fs_base || a->gs_base != b->gs_base ||
+	    memcmp(a->gpr, b->gpr, sizeof(a->gpr)) || memcmp(a->selector, b->selector, sizeof(a->selector)) ||
+	    memcmp(&a->x87, &b->x87, sizeof(a->x87)) || memcmp(&a->vector, &b->vector, sizeof(a->vector)) ||
+	    a->changed != b->changed)
+		return false;
+	for (unsigned page = 0; page < ISA_PAGES; page++)
+		if (isa_windows[page].writable && a->changed >> page & 1 && memcmp(a->page[page], b->page[page], 4096))
+			return false;
+	return true;
+}
+
+/* Where a jump to the case fits into its page: where neither code nor an operand is. -1: nowhere. */
+static int near_place(const struct isa_case *test, const struct isa_outcome *cold)
+{
+	int page = isa_page_of(test->rip);
+	unsigned offset = (test->rip & 0xfff) < 2048 ? 4096 - 64 : 64, code = 0;
+
+	for (unsigned i = 0; i < test->patch_count; i++)
+		code += isa_windows[test->patch[i].page].executable;
+	/* What branches might come by. */
+	if (code != 1 || page < 0 || (cold->rip != test->rip && cold->rip != test->rip + test->length + 1))
+		return -1;
+	return page * 4096 + (int)offset;
+}
+
+static bool again(struct guest_runner *guest, const struct isa_case *test, enum isa_setting setting, uint64_t rip,
+                  struct isa_outcome *outcome)
+{
+	static struct isa_outcome other;
+
+	load_memory(guest, test, false);
+	load_registers(guest, test, rip);
+	run(guest, &other);
+	other.setting = setting;
+	if (same(outcome, &other))
+		return true;
+	for (unsigned page = 0; page < ISA_PAGES; page++) /* without our jump */
+		if (!isa_windows[page].writable && outcome->changed >> page & 1)
+			memcpy(other.page[page], outcome->page[page], 4096);
+	*outcome = other;
+	return false;
+}
+
+static void run_in_all_settings(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome)
+{
+	struct segment cs = isa_segment(test->selector[SEG_CS]);
+	uint8_t jump[5] = {0xe9};
+	int near = near_place(test, outcome);
+	uint64_t from = FAR_LINEAR;
+	int32_t distance;
+
+	if (!again(guest, test, SETTING_HOT, test->rip, outcome))
+		return;
+	if (test->mode == 16 || cs.base || cs.limit != 0xffffffff)
+		return;
+	bool far = near < 0 || test->seed >> 3 & 1;
+	if (!far)
+		from = isa_windows[near / 4096].linear + (near & 4095);
+	distance = (int32_t)(test->rip - (from + 5));
+	memcpy(jump + 1, &distance, 4);
+	memory_write(&guest->memory, far ? FAR_PAGE : PAGES_AT + (unsigned)near, jump, 5);
+	if (again(guest, test, far ? SETTING_FAR : SETTING_NEAR, from, outcome))
+		again(guest, test, far ? SETTING_FAR_LINKED : SETTING_NEAR_LINKED, from, outcome);
+	if (!far)
+		memory_write(&guest->memory, PAGES_AT + (unsigned)near,
+		             isa_background((enum isa_page)(near / 4096)) + (near & 4095), 5);
+}
+
+void guest_run(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome)
+{
+	memset(guest->patched, 0, sizeof(guest->patched));
+	for (unsigned i = 0; i < test->patch_count; i++)
+		guest->patched[test->patch[i].page] = true;
+	load_memory(guest, test, true);
+	load_registers(guest, test, test->rip);
+	guest->engine->state_changed(guest->vcpu);
+	run(guest, outcome);
+	outcome->setting = SETTING_COLD;
+	if (guest->engine == &engine_translator && !test->step)
+		run_in_all_settings(guest, test, outcome);
 }

@@ -168,7 +168,8 @@ struct isa_case {
 	struct isa_form *form;
 	uint8_t mode;
 	bool step; /* EFLAGS.TF is set */
-	bool ldt;  /* set by the caller before generating: isa_ldt may be used */
+	/* Set by the caller before generating: isa_ldt may be used; few single steps; most operands cross pages or fault. */
+	bool ldt, seldom_step, edges;
 	uint8_t length;
 	uint8_t bytes[15];
 	uint64_t rip; /* relative to CS.base */
@@ -205,6 +206,12 @@ uint64_t isa_place_operand(struct random *random, struct isa_case *test, struct 
 
 /* ---- outcomes ---- */
 
+/*
+ * How an engine that translates met the instruction: for the first time; with all it looks into filled; jumped to from
+ * another page, or from its own, through a link that is made and then followed.
+ */
+enum isa_setting { SETTING_COLD, SETTING_HOT, SETTING_FAR, SETTING_FAR_LINKED, SETTING_NEAR, SETTING_NEAR_LINKED };
+
 enum isa_status { STATUS_EXCEPTION, STATUS_HANG, STATUS_CRASH, STATUS_SYSTEM_CALL, STATUS_ERROR };
 
 struct isa_outcome {
@@ -218,6 +225,7 @@ struct isa_outcome {
 	uint16_t selector[6];
 	struct x87_state x87;
 	struct vector_state vector;
+	uint8_t setting;  /* enum isa_setting */
 	uint32_t changed; /* bit n: page n is not its background any more and is in `page` */
 	char text[96];    /* STATUS_ERROR, STATUS_CRASH: what happened */
 	uint8_t page[ISA_PAGES][4096];
@@ -248,6 +256,7 @@ struct guest_runner;
 /* NULL after one message. */
 struct guest_runner *guest_create(const struct engine *engine);
 void guest_destroy(struct guest_runner *guest);
+/* Runs the case in every setting there is for it. The outcome is that of the first one that differs from SETTING_COLD's. */
 void guest_run(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome);
 
 /* ---- tolerance.c: known differences that are counted and not failures (skipped.md) ---- */

@@ -294,6 +294,8 @@ static uint64_t pick_target(struct random *random, const struct isa_case *test, 
 		size = 2048;
 	if (test->mode == 64 && random_percent(random, 12))
 		page = ISA_HIGH;
+	if (test->edges && random_percent(random, 70))
+		kind = 78 + random_below(random, 22);
 	if (kind < 78) {
 		address = page + random_below(random, (uint32_t)(4096 - size + 1));
 		if (kind < (size > 64 ? 74u : 45u))

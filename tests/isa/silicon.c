@@ -48,7 +48,7 @@ struct options {
 	uint64_t seed, cases;
 	const char *form_pattern;
 	unsigned workers, seconds, show;
-	bool counts, verbose, list, list_skipped, list_missing;
+	bool edges, counts, verbose, list, list_skipped, list_missing;
 	uint64_t replay_seed, replay_key;
 	bool replay;
 };
@@ -106,6 +106,7 @@ static int probe_round(struct run *run, struct native_runner *runner, struct pro
 		struct isa_case *test = native_case(runner, count);
 
 		test->ldt = native_has_ldt(runner);
+		test->seldom_step = test->edges = false;
 		if (run->forms.form[i].mode == 16 && !test->ldt)
 			continue;
 		if (isa_generate(&run->forms.form[i], random_mix(run->forms.form[i].key + round), test, &decoded))
@@ -265,6 +266,8 @@ static bool make_case(struct run *run, struct native_runner *runner, uint64_t n,
 		form = pick_form(run, seed);
 	}
 	test->ldt = native_has_ldt(runner);
+	test->seldom_step = !strcmp(run->options.engine, "translator");
+	test->edges = run->options.edges;
 	if (form && isa_generate(form, seed, test, decoded))
 		return true;
 	atomic_fetch_add(&run->results->unborn, 1);
@@ -447,31 +450,25 @@ static const char usage[] =
     "  --seconds N       stop after that time\n"
     "  --form REGEX      only forms whose name matches\n"
     "  --jobs N          worker processes, default: one per CPU\n"
+    "  --edges           most operands cross pages or cannot be reached\n"
     "  --list            print the forms and their keys\n"
     "  --list-skipped    print the forms left out, and why\n"
     "  --list-missing    print the forms that this CPU does not have\n"
     "  --show N          how many failed forms to print, default: 40\n"
     "  --verbose         print every failure in full\n"
-    "  --replay SEED/KEY run one case again, printed in full\n";
+    "  --replay SEED/KEY run one case again, printed in full; --engine and --edges as before\n";
 
 static bool parse_options(int argc, char **argv, struct options *options)
 {
 	static const struct option longs[] = {
-	    {"engine", required_argument, NULL, 'e'},
-	    {"seed", required_argument, NULL, 's'},
-	    {"cases", required_argument, NULL, 'n'},
-	    {"seconds", required_argument, NULL, 't'},
-	    {"form", required_argument, NULL, 'f'},
-	    {"jobs", required_argument, NULL, 'j'},
-	    {"list", no_argument, NULL, 'l'},
-	    {"list-skipped", no_argument, NULL, 'k'},
-	    {"list-missing", no_argument, NULL, 'm'},
-	    {"show", required_argument, NULL, 'w'},
-	    {"counts", no_argument, NULL, 'c'},
-	    {"verbose", no_argument, NULL, 'v'},
-	    {"replay", required_argument, NULL, 'r'},
-	    {"help", no_argument, NULL, 'h'},
-	    {0},
+	    {"engine", required_argument, NULL, 'e'}, {"seed", required_argument, NULL, 's'},
+	    {"cases", required_argument, NULL, 'n'},  {"seconds", required_argument, NULL, 't'},
+	    {"form", required_argument, NULL, 'f'},   {"jobs", required_argument, NULL, 'j'},
+	    {"list", no_argument, NULL, 'l'},         {"list-skipped", no_argument, NULL, 'k'},
+	    {"list-missing", no_argument, NULL, 'm'}, {"show", required_argument, NULL, 'w'},
+	    {"counts", no_argument, NULL, 'c'},       {"edges", no_argument, NULL, 'd'},
+	    {"verbose", no_argument, NULL, 'v'},      {"replay", required_argument, NULL, 'r'},
+	    {"help", no_argument, NULL, 'h'},         {0},
 	};
 	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
 	char *rest;
@@ -515,6 +512,9 @@ static bool parse_options(int argc, char **argv, struct options *options)
 			break;
 		case 'c':
 			options->counts = true;
+			break;
+		case 'd':
+			options->edges = true;
 			break;
 		case 'v':
 			options->verbose = true;
