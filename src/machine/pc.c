@@ -68,6 +68,25 @@ static int pic_acknowledge(void *owner)
 	return vector;
 }
 
+/* The bootstrap processor's FERR#: on its thread, without the device lock. */
+static void ferr(void *owner, bool level)
+{
+	struct pc *pc = owner;
+
+	machine_lock(pc->machine);
+	fpu_error_set(&pc->fpu_error, level);
+	machine_unlock(pc->machine);
+}
+
+static void ignne_wire(void *owner, unsigned pin, bool level)
+{
+	struct vcpu *bsp = ((struct pc *)owner)->machine->vcpu[0];
+
+	/* Whoever runs chained blocks shall see it before the next instruction. */
+	if (atomic_exchange(&bsp->ignne, level) != level && level)
+		vcpu_kick(bsp, ATTENTION_STEP);
+}
+
 static void level_eoi(void *owner, unsigned vector)
 {
 	struct pc *pc = owner;
@@ -164,6 +183,11 @@ static int create_board(struct pc *pc, struct bus *bus)
 		                   reset);
 	if (!error)
 		error = port92_init(&pc->port92, bus, none, reset);
+	if (!error)
+		error = fpu_error_init(&pc->fpu_error, bus, isa_line(pc, PC_IRQ_FPU),
+		                       (struct irq_line){.set = ignne_wire, .owner = pc});
+	machine->vcpu[0]->ferr = ferr;
+	machine->vcpu[0]->ferr_owner = pc;
 	if (!error)
 		error = dma_8237_init(&pc->dma, bus);
 	if (!error)
@@ -262,6 +286,7 @@ void pc_reset(struct pc *pc)
 	rtc_mc146818_reset(&pc->rtc);
 	i8042_reset(&pc->i8042);
 	port92_reset(&pc->port92);
+	fpu_error_reset(&pc->fpu_error);
 	reset_control_cf9_reset(&pc->reset_control);
 	dma_8237_reset(&pc->dma);
 	for (unsigned i = 0; i < PC_COM_PORTS; i++)
@@ -290,6 +315,7 @@ void pc_state(struct pc *pc, struct state *state)
 	rtc_mc146818_state(&pc->rtc, state);
 	i8042_state(&pc->i8042, state);
 	port92_state(&pc->port92, state);
+	fpu_error_state(&pc->fpu_error, state);
 	reset_control_cf9_state(&pc->reset_control, state);
 	dma_8237_state(&pc->dma, state);
 	for (unsigned i = 0; i < PC_COM_PORTS; i++)

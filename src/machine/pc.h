@@ -10,6 +10,7 @@
 #include "devices/debug_exit.h"
 #include "devices/debug_ports.h"
 #include "devices/dma_8237.h"
+#include "devices/fpu_error.h"
 #include "devices/fw_cfg.h"
 #include "devices/i8042.h"
 #include "devices/ioapic.h"
@@ -44,6 +45,7 @@ struct pc {
 	struct rtc_mc146818 rtc;
 	struct i8042 i8042;
 	struct port92 port92;
+	struct fpu_error fpu_error;
 	struct reset_control_cf9 reset_control;
 	struct dma_8237 dma;
 	struct serial_16550 com[PC_COM_PORTS];

@@ -127,6 +127,14 @@ struct vcpu {
 	void *extint_owner;
 	_Atomic bool extint_line;
 
+	/*
+	 * x87 errors while CR0.NE is 0 (devices/fpu_error.h): the FERR# pin, called on this vCPU's thread, and IGNNE#.
+	 * NULL: they are #MF all the same.
+	 */
+	void (*ferr)(void *owner, bool level);
+	void *ferr_owner;
+	_Atomic bool ignne;
+
 	struct vcpu_debug debug;
 	struct vcpu_counters counters;
 

@@ -121,6 +121,9 @@ struct interpreter {
 	 * until counters.instructions is this, for nobody shall see them.
 	 */
 	uint64_t settled_at;
+	/* IGNNE# is asserted: the next instruction runs with x87 errors masked; or does now, with FCW having been this. */
+	bool ignore_error, ignoring_error;
+	uint16_t ignored_fcw;
 	bool leave; /* run() is to return `reason` */
 	enum exit_reason reason;
 	bool stepping;                 /* TF, breakpoints, debugger, tracing: one instruction at a time (MODE_STEP) */

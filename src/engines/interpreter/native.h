@@ -165,6 +165,12 @@ void native_mxcsr_save(struct vcpu *vcpu); /* of these, MXCSR only */
 void native_x87_load(struct vcpu *vcpu);
 /* An unmasked x87 exception waits for the next waiting instruction. Loads the registers. */
 bool native_x87_pending(struct vcpu *vcpu);
+/*
+ * Around an instruction that IGNNE# lets pass: all errors are masked, and none is pending. native_x87_unmask() wants
+ * what native_x87_mask() returned; unless the instruction has loaded another control word, the error is there again.
+ */
+uint16_t native_x87_mask(struct vcpu *vcpu);
+void native_x87_unmask(struct vcpu *vcpu, uint16_t fcw);
 
 /*
  * Around engine->run(), on the vCPU's thread: faults in forms are this vCPU's from now on. The first call on a thread

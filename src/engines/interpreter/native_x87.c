@@ -177,6 +177,33 @@ bool native_x87_pending(struct vcpu *vcpu)
 	return fsw & FSW_ES;
 }
 
+#define FSW_B      0x8000u
+#define FCW_MASKS  0x003fu
+#define FCW_MARKER 0x1000u /* infinity control: stored, and without a meaning since the 80387 */
+
+uint16_t native_x87_mask(struct vcpu *vcpu)
+{
+	struct x87_state *x87 = &vcpu->state.x87;
+
+	native_x87_save(vcpu);
+	uint16_t fcw = x87->fcw;
+	x87->fcw = (fcw ^ FCW_MARKER) | FCW_MASKS;
+	x87->fsw &= (uint16_t) ~(FSW_ES | FSW_B);
+	return fcw;
+}
+
+void native_x87_unmask(struct vcpu *vcpu, uint16_t fcw)
+{
+	struct x87_state *x87 = &vcpu->state.x87;
+
+	native_x87_save(vcpu);
+	if (x87->fcw != ((fcw ^ FCW_MARKER) | FCW_MASKS))
+		return;
+	x87->fcw = fcw;
+	if (x87->fsw & ~fcw & FCW_MASKS)
+		x87->fsw |= FSW_ES | FSW_B;
+}
+
 /* The waiting instructions report a pending exception before they do anything. */
 void native_x87_check_pending(struct vcpu *vcpu)
 {

@@ -24,6 +24,7 @@
 #define INTERPRETER_SHARE (20u << 20)
 #define DR6_BS            (1ull << 14)
 #define DR7_ANY           0xffull
+#define X87_ES            0x0080u /* of FSW: an error that is not masked */
 #define REQUESTS          (ATTENTION_EXIT | ATTENTION_INIT | ATTENTION_SIPI)
 
 /* Ways out of a block (insn.h). */
@@ -189,6 +190,33 @@ static bool after_delivery(struct vcpu *vcpu)
 	return false;
 }
 
+static void end_ignoring(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+
+	if (!interpreter->ignoring_error)
+		return;
+	interpreter->ignoring_error = false;
+	native_x87_unmask(vcpu, interpreter->ignored_fcw);
+}
+
+/*
+ * An x87 error with CR0.NE clear goes to FERR#, and the processor stands still until an interrupt; then the instruction
+ * is tried again. With IGNNE# it is done as if there were none (SDM 1 8.7.2). False: it is #MF.
+ */
+static bool take_ferr(struct vcpu *vcpu)
+{
+	if (likely(vcpu->exception.vector != VECTOR_MF) || (vcpu->state.cr0 & CR0_NE) || !vcpu->ferr)
+		return false;
+	if (atomic_load(&vcpu->ignne)) {
+		interpreter_of(vcpu)->ignore_error = true;
+	} else {
+		vcpu->ferr(vcpu->ferr_owner, true);
+		vcpu->state.activity = ACTIVITY_HALTED;
+	}
+	return true;
+}
+
 /* A fault was raised, and the jump brought us to the run loop. */
 static void fault_taken(struct vcpu *vcpu)
 {
@@ -207,6 +235,11 @@ static void fault_taken(struct vcpu *vcpu)
 	/* What data breakpoints saw of an instruction that did not complete is forgotten. */
 	vcpu->mmu.stop = vcpu->mmu.watchpoint_hit = false;
 	vcpu->state.pending_debug = 0;
+	end_ignoring(vcpu);
+	if (take_ferr(vcpu)) {
+		flags_split(vcpu);
+		return;
+	}
 	if (exception_intercepted(vcpu, vcpu->exception.vector)) {
 		leave(vcpu, EXIT_EXCEPTION);
 		return;
@@ -349,6 +382,24 @@ static bool step(struct vcpu *vcpu)
 	return false;
 }
 
+/* While IGNNE# is asserted, that is until the handler has ended the error: one instruction. True: leave run(). */
+static bool step_with_ignne(struct vcpu *vcpu)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+
+	if (interpreter->ignore_error) {
+		interpreter->ignore_error = false;
+		interpreter->ignored_fcw = native_x87_mask(vcpu);
+		interpreter->ignoring_error = true;
+	}
+	bool left = step(vcpu);
+	end_ignoring(vcpu);
+	native_x87_save(vcpu);
+	if (!(vcpu->state.x87.fsw & X87_ES) || (vcpu->state.cr0 & CR0_NE))
+		vcpu->ferr(vcpu->ferr_owner, false);
+	return left;
+}
+
 /* One turn of the loop. True: leave run(). */
 static bool turn(struct vcpu *vcpu)
 {
@@ -381,6 +432,8 @@ static bool turn(struct vcpu *vcpu)
 		if (interpreter->refresh)
 			return false;
 	}
+	if (unlikely(atomic_load_explicit(&vcpu->ignne, memory_order_relaxed)))
+		return step_with_ignne(vcpu);
 	/* With something waiting, the instruction in the shadow runs alone; else the shadow has nothing to hide. */
 	if (interpreter->stepping || (s->interrupt_shadow && events))
 		return step(vcpu);
@@ -433,6 +486,7 @@ static enum exit_reason interpreter_run(struct vcpu *vcpu)
 	interpreter->leave = false;
 	interpreter->refresh = true;
 	interpreter->settled_at = 0;
+	interpreter->ignore_error = interpreter->ignoring_error = false;
 	flags_split(vcpu);
 	uint64_t started = __rdtsc();
 	enum exit_reason reason = run_loop(vcpu);
