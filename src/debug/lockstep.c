@@ -193,7 +193,7 @@ static void __attribute__((format(printf, 2, 3))) say(struct lockstep *l, const 
 	if (!l->length)
 		l->length = (size_t)snprintf(l->report, REPORT_SIZE,
 		                             "block at %016" PRIx64 " (physical %#" PRIx64 "), unit %" PRIu64 ":\n",
-		                             l->xblock->rip, l->xblock->block->physical, l->units);
+		                             l->start.rip, l->xblock->block->physical, l->units);
 	va_start(arguments, format);
 	add(l, format, arguments);
 	va_end(arguments);

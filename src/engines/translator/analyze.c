@@ -247,7 +247,8 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 	uint32_t wanted = 0, settled = 0;
 
 	*settle = 0;
-	if (((target ^ tr->rip) & ~0xfffull) || !page)
+	/* Where no link leads (control.c), flags are whole. */
+	if (((target ^ tr->rip) & ~0xfffull) || !page || (tr->loose && !tr->floating))
 		return ALL_FLAGS;
 	for (uint8_t n = 0; n < 12; n++) {
 		ZydisDecodedInstruction i;
