@@ -1,4 +1,4 @@
-; The FPU's exceptions: #NM (EM, TS, MP), lazy switching, #MF and its deferral, #XM, #UD by OSXMMEXCPT, FERR by NE = 0
+; The FPU's exceptions: #NM (EM, TS, MP), lazy switching, #MF and its deferral, #XM, #UD by OSXMMEXCPT
 ; (SDM 3A 2.5, 6.15, 1 8.7).
 %define GUEST "fpu"
 %define GUEST_BITS 64
@@ -185,8 +185,7 @@ x87_errors:
 	CHECK32	[environment + 12], .divide
 	CHECK32	[environment + 20], zero
 	fninit
-	; With NE = 0 the error is IRQ 13's (or just ignored by IGNNE#), not #MF.
-	; Not tried: it needs the PIC's whole path.
+	; With NE = 0 the error is IRQ 13's: ferr.asm.
 	USER	.user
 	CAUGHT	EXC_MF, 0, .user_wait
 	fninit

@@ -95,7 +95,7 @@ struct device_kind {
 		uint64_t base;
 		unsigned length;
 		bool mmio;
-	} span[8];
+	} span[9];
 	uint64_t step; /* longest random advance of the clock, ns; 0: 10 ms */
 };
 
@@ -151,7 +151,7 @@ static inline void rig_random_event(struct rig *rig, const struct device_kind *k
 	uint64_t address, value = random_next(random);
 	static const uint8_t usual[] = {0x00, 0xff, 0x10, 0x80, 0x01, 0x20, 0xd4, 0x60, 0x34, 0xb6, 0x0a, 0x8f};
 
-	while (spans < 8 && kind->span[spans].length)
+	while (spans < 9 && kind->span[spans].length)
 		spans++;
 	span = random_below(random, spans);
 	address = kind->span[span].base + random_below(random, kind->span[span].length);

@@ -1,17 +1,21 @@
-/* The chips of a few registers: port 92h, CF9h, the 8237As, debug ports, isa-debug-exit. */
+/* The chips of a few registers: port 92h, F0h (FERR#), CF9h, the 8237As, debug ports, isa-debug-exit. */
 #include "device_test.h"
 
 #include "devices/debug_exit.h"
 #include "devices/debug_ports.h"
 #include "devices/dma_8237.h"
+#include "devices/fpu_error.h"
 #include "devices/port92.h"
 #include "devices/reset_control_cf9.h"
 
 #define A20   20
 #define RESET 21
+#define IRQ13 22
+#define IGNNE 23
 
 struct chips {
 	struct port92 port92;
+	struct fpu_error fpu;
 	struct reset_control_cf9 cf9;
 	struct dma_8237 dma;
 	struct debug_ports debug;
@@ -45,6 +49,7 @@ static int make(struct rig *rig)
 	/* 92h lies among the page registers' neighbours, not in them. */
 	return dma_8237_init(&chips->dma, &rig->bus) ||
 	       port92_init(&chips->port92, &rig->bus, rig_wire(rig, A20), rig_wire(rig, RESET)) ||
+	       fpu_error_init(&chips->fpu, &rig->bus, rig_wire(rig, IRQ13), rig_wire(rig, IGNNE)) ||
 	       bus_add_ports(&rig->bus, 0xcf9, 1, "cf9", &reset_control_cf9_ops, &chips->cf9) ||
 	       debug_ports_init(&chips->debug, &rig->bus, put, chips) ||
 	       debug_exit_init(&chips->exit, &rig->bus, leave, chips);
@@ -55,6 +60,7 @@ static void state(void *chip, struct state *state)
 	struct chips *chips = chip;
 
 	port92_state(&chips->port92, state);
+	fpu_error_state(&chips->fpu, state);
 	reset_control_cf9_state(&chips->cf9, state);
 	dma_8237_state(&chips->dma, state);
 }
@@ -64,6 +70,7 @@ static void reset(void *chip)
 	struct chips *chips = chip;
 
 	port92_reset(&chips->port92);
+	fpu_error_reset(&chips->fpu);
 	reset_control_cf9_reset(&chips->cf9);
 	dma_8237_reset(&chips->dma);
 }
@@ -74,6 +81,7 @@ static void check(struct rig *rig)
 
 	assert_int_equal(chips->port92.value & ~3, 0);
 	assert_false(rig->level[RESET]); /* pulsed, never held */
+	assert_false(chips->fpu.ignne && !chips->fpu.ferr);
 }
 
 static const struct device_kind kind = {
@@ -83,7 +91,7 @@ static const struct device_kind kind = {
     .state = state,
     .reset = reset,
     .check = check,
-    .span = {{0x00, 16}, {0x80, 16}, {0xc0, 32}, {0x92, 1}, {0xcf9, 1}, {0x402, 1}, {0xe9, 1}, {0xf4, 4}},
+    .span = {{0x00, 16}, {0x80, 16}, {0xc0, 32}, {0x92, 1}, {0xf0, 1}, {0xcf9, 1}, {0x402, 1}, {0xe9, 1}, {0xf4, 4}},
 };
 
 DEVICE_TESTS(kind)
@@ -105,6 +113,37 @@ static void test_port92(void **context)
 	assert_int_equal(rig.rises[RESET], 1);
 	out8(&rig, 0x92, 0x03); /* only 0 to 1 */
 	assert_int_equal(rig.rises[RESET], 1);
+	rig_unmake(&rig, &kind);
+}
+
+static void test_fpu_error(void **context)
+{
+	struct rig rig;
+	struct fpu_error *fpu;
+
+	rig_make(&rig, &kind);
+	fpu = &((struct chips *)rig.chip)->fpu;
+	/* Without an error the port does nothing. */
+	out8(&rig, 0xf0, 0);
+	assert_false(rig.level[IRQ13] || rig.level[IGNNE]);
+	fpu_error_set(fpu, true);
+	assert_true(rig.level[IRQ13]);
+	assert_false(rig.level[IGNNE]);
+	fpu_error_set(fpu, true);
+	assert_int_equal(rig.rises[IRQ13], 1);
+	out8(&rig, 0xf0, 0xff);
+	assert_false(rig.level[IRQ13]);
+	assert_true(rig.level[IGNNE]);
+	assert_int_equal(in8(&rig, 0xf0), 0xff);
+	fpu_error_set(fpu, false);
+	assert_false(rig.level[IRQ13] || rig.level[IGNNE]);
+	/* The latch outlives the pin. */
+	fpu_error_set(fpu, true);
+	fpu_error_set(fpu, false);
+	assert_true(rig.level[IRQ13]);
+	out8(&rig, 0xf0, 0);
+	assert_false(rig.level[IRQ13] || rig.level[IGNNE]);
+	assert_int_equal(rig.rises[IRQ13], 2);
 	rig_unmake(&rig, &kind);
 }
 
@@ -194,9 +233,9 @@ static void test_debug(void **context)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_port92),  cmocka_unit_test(test_cf9),    cmocka_unit_test(test_dma),
-	    cmocka_unit_test(test_debug),   cmocka_unit_test(test_hammer), cmocka_unit_test(test_twin),
-	    cmocka_unit_test(test_corrupt),
+	    cmocka_unit_test(test_port92), cmocka_unit_test(test_fpu_error), cmocka_unit_test(test_cf9),
+	    cmocka_unit_test(test_dma),    cmocka_unit_test(test_debug),     cmocka_unit_test(test_hammer),
+	    cmocka_unit_test(test_twin),   cmocka_unit_test(test_corrupt),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
