@@ -21,9 +21,9 @@
 #define PAGES_AT      0x40000u /* the windows' pages */
 #define TABLES_AT     0x01000u
 #define TABLES_END    0x30000u
-#define FAR_PAGE      0x60000u /* for a jump to the case */
-#define FAR_LINEAR    (ISA_CODE + 0x8000)
-#define SYSTEM_AT     0x80000u /* supervisor pages, from here on: */
+#define FAR_PAGE      0x60000u      /* for a jump to the case */
+#define FAR_LINEAR    0x2a5a5000ull /* out of reach of the 16-bit segments */
+#define SYSTEM_AT     0x80000u      /* supervisor pages, from here on: */
 #define GDT_PAGE      0x80000u
 #define IDT_PAGE      0x81000u
 #define TSS_PAGE      0x82000u

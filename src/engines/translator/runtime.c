@@ -846,7 +846,7 @@ uint64_t translator_sensitive(struct translator *t)
 
 	step_out(t);
 	if (unlikely(t->lockstep)) {
-		vcpu->state.rip = site->rip;
+		vcpu->state.rip = site_rip(t, site);
 		if (site->settle) /* an STI */
 			lockstep_access(t->lockstep);
 		lockstep_left(t->lockstep, LOCKSTEP_SLOT, site->slot, t->flags);
