@@ -68,7 +68,7 @@ struct vcpu_counters {
 	uint64_t blocks_decoded, block_invalidations, block_evictions;
 	uint64_t halts;
 	uint64_t pauses;
-	uint64_t rests; /* all decoded code given back when idle */
+	uint64_t rests;                   /* all decoded code given back when idle */
 	uint64_t run_ticks, decode_ticks; /* of the host's TSC: in engine->run(), and decoding in there */
 };
 
