@@ -86,7 +86,9 @@ struct block {
 	bool crosses;
 	bool rooted;          /* the translator's: it cannot float */
 	bool apart;           /* the translator's: its accesses shall not share checks, too many of those failed */
+	bool hot;             /* the translator's: its first entries came quickly one after the other */
 	bool open;            /* the last instruction is not terminal: a slot that ends the block follows it */
+	uint64_t scattered;   /* the translator's: instructions whose accesses jump about, bit n: of number n */
 	uint64_t second_page; /* all ones: the block ends with bytes that are no instruction */
 	uint32_t second_generation;
 	const uint8_t *bytes; /* what was decoded */

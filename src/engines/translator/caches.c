@@ -10,7 +10,7 @@
 #include <string.h>
 
 #include "debug/lockstep.h"
-#include "engines/translator/translator.h"
+#include "engines/translator/runtime.h"
 
 #define PAGE_MASK    ((uint64_t)MEMORY_PAGE_SIZE - 1)
 #define NO_TAG(n)    (((uint64_t)(n) ^ 1) << 12)
@@ -44,6 +44,7 @@ static void empty_windows(struct translator *t)
 		t->window[view].tag = NO_TARGET(0);
 	for (unsigned n = 0; n < XSTREAMS; n++)
 		t->stream[n] = (struct xstream){.above = 0, .below = UINT64_MAX};
+	ranges_void(t);
 	t->emptied = true;
 }
 
@@ -86,6 +87,21 @@ static void put_entry(struct translator *t, unsigned view, bool write, unsigned 
 	t->has_large |= large;
 }
 
+void caches_follow_aliases(struct translator *t)
+{
+	empty_windows(t);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = 0; write < 2; write++)
+			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++)
+				FOR_BITS(n, word, t->tlb_valid[view][write][word])
+				{
+					struct xtlb_entry *entry = &t->tlb[view][write][n];
+
+					entry->host = aliases_host(t, entry->host);
+					t->tlb_delta[view][n][write] = entry->host - entry->tag;
+				}
+}
+
 const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear, bool write,
                                            const struct mmu_tlb_entry *entry)
 {
@@ -97,6 +113,7 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
 		if (!host)
 			return NULL;
 	}
+	host = aliases_host(t, host);
 	put_entry(t, view, write, n, (struct xtlb_entry){.tag = tag, .host = host}, mmu_entry_global(t->vcpu, entry),
 	          mmu_entry_large(t->vcpu, entry));
 	return &t->tlb[view][write][n];
@@ -307,6 +324,7 @@ static void put_aside(struct translator *t, struct xspace *space)
 	empty_windows(t);
 	forget_space(space);
 	space->watches = t->watches;
+	space->aliased = t->counters.aliased;
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = 0; write < 2; write++)
 			put_entries_aside(t, view, write, space);
@@ -324,8 +342,13 @@ static void put_back(struct translator *t, const struct xspace *space)
 	for (unsigned i = 0; i < space->entries; i++) {
 		unsigned n = space->entry[i].index, view = space->entry[i].view, write = space->entry[i].write;
 
-		if (!(t->tlb_valid[view][write][n / 64] >> n % 64 & 1) && (!write || space->watches == t->watches))
-			put_entry(t, view, write, n, space->entry[i].entry, false, space->entry[i].large);
+		struct xtlb_entry entry = space->entry[i].entry;
+
+		if ((t->tlb_valid[view][write][n / 64] >> n % 64 & 1) || (write && space->watches != t->watches))
+			continue;
+		if (space->aliased != t->counters.aliased)
+			entry.host = aliases_host(t, entry.host);
+		put_entry(t, view, write, n, entry, false, space->entry[i].large);
 	}
 	for (unsigned i = 0; i < space->pages; i++) {
 		unsigned n = space->page[i].index, view = space->page[i].view;

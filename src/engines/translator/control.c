@@ -326,18 +326,13 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	switch (p.kind) {
 	case PENDING_SLOW:
 	case PENDING_CONSTANT:
-		if (p.kind == PENDING_SLOW)
-			emit_op_base(e, true, 0x33, S1, S2, (int32_t)p.tag); /* xor: the linear address again */
-		else
-			emit_move_imm64(e, S1, p.target);
-		emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p.site));
-		emit_call_to(e, t->slow);
-		emit_jump_to(e, p.resume); /* SLOW_JUMP bytes, skipped after a call-out */
-		if (!p.site->slots)
-			break;
-		if (p.item->end_in_register)
-			emit_flags_restore(e, t);
-		emit_jump_to(e, p.item->end);
+		emit_access_miss(tr, &p);
+		break;
+	case PENDING_RANGE:
+		emit_range_miss(tr, &p);
+		break;
+	case PENDING_RANGE_GROUP:
+		emit_range_group_miss(tr, &p);
 		break;
 	case PENDING_GROUP:
 		emit_group_miss(tr, &p);

@@ -163,6 +163,11 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 	struct emitter *e = &tr->e;
 	uint32_t tag = xabs(&t->tlb[tr->view][write][0].tag), host = xabs(&t->tlb[tr->view][write][0].host);
 
+	struct xrange *range = new_range(tr, item, size, write);
+	if (range) {
+		range_check(tr, item, range, size, write);
+		return;
+	}
 	uint8_t *miss = emit_look_up(e, tag, size);
 	emit_op_base(e, true, 0x03, S1, S2, (int32_t)host); /* add */
 	tr->in_register = false;
@@ -185,6 +190,25 @@ void emit_code_address(struct translation *tr, unsigned reg, uint64_t address)
 	emit_load(&tr->e, reg, xabs(&tr->t->code_page));
 	if (address)
 		emit_lea(&tr->e, reg, reg, (int32_t)address);
+}
+
+void emit_access_miss(struct translation *tr, const struct pending *p)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+
+	if (p->kind == PENDING_CONSTANT)
+		emit_move_imm64(e, S1, p->target);
+	else
+		emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag); /* xor: the linear address again */
+	emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p->site));
+	emit_call_to(e, t->slow);
+	emit_jump_to(e, p->resume); /* SLOW_JUMP bytes, skipped after a call-out */
+	if (!p->site->slots)
+		return;
+	if (p->item->end_in_register)
+		emit_flags_restore(e, t);
+	emit_jump_to(e, p->item->end);
 }
 
 void emit_set_rip(struct translation *tr, uint64_t rip)

@@ -251,8 +251,8 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 
 static uint8_t worth(const struct translation *tr, uint8_t group)
 {
-	return group != NONE &&
-	               (tr->group[group].count > 1 || tr->group[group].window || tr->group[group].stream != NO_STREAM)
+	return group != NONE && (tr->group[group].count > 1 || tr->group[group].window ||
+	                         tr->group[group].stream != NO_STREAM || range_possible(tr, tr->group[group].first))
 	           ? group
 	           : NONE;
 }
@@ -359,9 +359,13 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	flags_keep(tr, item->live_before);
 	int32_t lowest = displacement - (int32_t)(position - g->low);
 	struct pending *p;
-	if (g->stream == NO_STREAM)
+	if (g->stream == NO_STREAM && !g->window)
+		g->range = new_range(tr, item, span, g->write);
+	if (g->stream == NO_STREAM && !g->range)
 		emit_lea(e, S1, reg, lowest);
-	if (g->stream != NO_STREAM) {
+	if (g->range) {
+		p = range_group_check(tr, g->range, reg, lowest);
+	} else if (g->stream != NO_STREAM) {
 		p = stream_check(tr, g->stream, reg);
 		p->disp = lowest;
 	} else if (g->window) {
@@ -385,7 +389,8 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	p->site->first_write = write;
 	p->site->span = (uint16_t)span;
 	p->site->block = tr->block;
-	if (g->count > 1 && g->stream == NO_STREAM)
+	p->site->range = g->range ? xabs(g->range) : 0;
+	if (g->count > 1 && g->stream == NO_STREAM && !g->range)
 		emit_store(e, S1, xabs(&t->delta_slot[g - tr->group]));
 	g->checked = true;
 }
@@ -398,6 +403,8 @@ struct host_memory group_member(struct translation *tr, const struct item *item,
 
 	if (!g->checked)
 		group_check(tr, item, g, reg, (int32_t)displacement, position, size, write);
+	else if (tr->delta_in_s1 != group && g->range)
+		emit_load(&tr->e, S1, xabs(&g->range->delta));
 	else if (tr->delta_in_s1 != group && g->stream != NO_STREAM)
 		stream_reload(tr, g->stream);
 	else if (tr->delta_in_s1 != group)

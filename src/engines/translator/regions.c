@@ -30,6 +30,7 @@ static void begin(struct translator *t, unsigned n)
 	t->link_count = region->links;
 	t->site_count = region->sites;
 	t->pointers_count = region->pointers;
+	t->range_count = region->ranges;
 }
 
 size_t regions_code_size(uint64_t share)
@@ -46,10 +47,12 @@ int regions_create(struct translator *t, uint64_t share)
 	t->link_room = (uint32_t)(share / 32 * LINKS_SHARE / sizeof(*t->links));
 	t->site_room = (uint32_t)(share / 32 * SITES_SHARE / sizeof(*t->sites));
 	t->pointers_room = t->link_room / 8 + 64;
+	t->range_room = t->site_room / 4;
 	t->links = table_map(t->link_room * sizeof(*t->links), true);
 	t->sites = table_map(t->site_room * sizeof(*t->sites), true);
 	t->pointers = table_map(t->pointers_room * sizeof(*t->pointers), true);
-	if (!t->links || !t->sites || !t->pointers)
+	t->ranges = table_map(t->range_room * sizeof(*t->ranges), true);
+	if (!t->links || !t->sites || !t->pointers || !t->ranges)
 		return -1;
 	for (unsigned n = 0; n < t->regions; n++)
 		t->region[n] = (struct xregion){
@@ -61,6 +64,8 @@ int regions_create(struct translator *t, uint64_t share)
 		    .sites_end = (n + 1) * (t->site_room / t->regions),
 		    .pointers = n * (t->pointers_room / t->regions),
 		    .pointers_end = (n + 1) * (t->pointers_room / t->regions),
+		    .ranges = n * (t->range_room / t->regions),
+		    .ranges_end = (n + 1) * (t->range_room / t->regions),
 		};
 	begin(t, 0);
 	return 0;
@@ -71,6 +76,7 @@ void regions_destroy(struct translator *t)
 	table_unmap(t->links, t->link_room * sizeof(*t->links));
 	table_unmap(t->sites, t->site_room * sizeof(*t->sites));
 	table_unmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
+	table_unmap(t->ranges, t->range_room * sizeof(*t->ranges));
 }
 
 bool regions_empty(const struct translator *t)
@@ -96,6 +102,7 @@ static void free_blocks(struct xregion *region)
 
 void regions_flush(struct translator *t)
 {
+	ranges_void(t); /* before they are given back */
 	bool used = t->region_now > 0 || t->arena.used - t->region[0].code > GIVE_BACK_FROM;
 
 	for (unsigned n = 0; n < t->regions; n++) {
@@ -109,6 +116,7 @@ void regions_flush(struct translator *t)
 		madvise(t->links, t->link_room * sizeof(*t->links), MADV_DONTNEED);
 		madvise(t->sites, t->site_room * sizeof(*t->sites), MADV_DONTNEED);
 		madvise(t->pointers, t->pointers_room * sizeof(*t->pointers), MADV_DONTNEED);
+		madvise(t->ranges, t->range_room * sizeof(*t->ranges), MADV_DONTNEED);
 	}
 	begin(t, 0);
 }
@@ -129,6 +137,7 @@ void regions_advance(struct translator *t)
 		runtime_undo_link(t, &t->links[n]);
 	free_blocks(region);
 	caches_forget_spaces(t);
+	ranges_void(t);
 	region->sites_used = region->links_used = 0;
 	t->counters.advances++;
 	begin(t, next);

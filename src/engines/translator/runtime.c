@@ -425,6 +425,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	struct vcpu *vcpu = t->vcpu;
 
 	announce(t);
+	aliases_make_room(t);
 	caches_catch_up(t);
 	if (xblock->code_view >= MMU_VIEWS)
 		mode32_note_segments(t);
@@ -510,6 +511,26 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 	return TRANSLATED;
 }
 
+#define HEAT_STEP  10    /* entries between looks at the clock */
+#define HEAT_QUICK 15000 /* ticks of the TSC */
+
+/* Was it long since the last look? Translating does not count, nor, so, one loss of the host's CPU. */
+static void take_time(const struct translator *t, struct insn *slot)
+{
+	uint32_t now = (uint32_t)(__rdtsc() - t->counters.ticks);
+
+	slot->b += now - (uint32_t)slot->displacement < HEAT_QUICK;
+	slot->displacement = (int32_t)now;
+}
+
+static bool is_hot(const struct translator *t, const struct block *block)
+{
+	/* In tests: some are, some not. */
+	if (t->heat < XHEAT || t->lockstep)
+		return block->physical >> 2 & 1;
+	return block->insn[0].b > XHEAT / HEAT_STEP / 2;
+}
+
 void translator_heat(PARAMETERS)
 {
 	struct insn *slot = (struct insn *)insn;
@@ -517,7 +538,9 @@ void translator_heat(PARAMETERS)
 
 	if (unlikely(t->lockstep))
 		lockstep_interpreted(t->lockstep);
-	if (++slot->immediate < t->heat)
+	if (++slot->immediate % HEAT_STEP == 0)
+		take_time(t, slot);
+	if (slot->immediate < t->heat)
 		NEXT;
 	if (vcpu->mmu.watching)
 		NEXT;
@@ -525,6 +548,7 @@ void translator_heat(PARAMETERS)
 	SLOW_ENTER; /* the look-ahead may ask for forms; nothing raises */
 	vcpu->executing = NULL;
 	bool possible = translator_mode(block->mode) && (!block->crosses || crossing_possible(t, block));
+	block->hot |= is_hot(t, block);
 	enum outcome outcome = possible ? translate(t, block, slot) : REFUSED;
 	if (outcome == REFUSED) {
 		t->counters.refused++;
@@ -987,17 +1011,28 @@ uint64_t translator_string_slow(struct translator *t, enum xstring_result result
 	return slow_instruction(t, site);
 }
 
-/* Too many checks of a group missed: the block is translated again, with a check for each access. */
-static void take_apart(struct translator *t, struct block *block)
+void runtime_translate_again(struct translator *t, struct block *block)
 {
 	struct insn *slot = &block->insn[0];
 
 	if (slot->run != translated)
 		return;
-	block->apart = true;
 	unlink_block(t, (struct xblock *)slot->pointer);
 	slot->immediate = t->heat;
 	slot->run = translator_heat;
+}
+
+/* Lies on two pages: one range if these lie side by side in the host, and are known. */
+static uint64_t probe_two(struct translator *t, const struct xsite *site, uint64_t linear)
+{
+	uint64_t page = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
+	const struct xtlb_entry *low = runtime_entered(t, page, site->write);
+	const struct xtlb_entry *high = runtime_entered(t, page + MEMORY_PAGE_SIZE, site->write);
+
+	if (!low || !high || low->host + MEMORY_PAGE_SIZE != high->host)
+		return 0;
+	range_set(t, (struct xrange *)(uintptr_t)site->range, page, 2, low->host - page);
+	return low->host - page;
 }
 
 static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
@@ -1006,8 +1041,10 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 	uint64_t first = linear + site->first_offset;
 	enum mmu_access access = site->first_write ? MMU_WRITE : MMU_READ;
 
-	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->span > MEMORY_PAGE_SIZE || !cpu_canonical(linear))
+	if (!cpu_canonical(linear))
 		return 0;
+	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->span > MEMORY_PAGE_SIZE)
+		return site->range ? probe_two(t, site, linear) : 0;
 	if (site->first_size >= 16 && first % site->first_size && !translated_already(vcpu, first, access))
 		return 0;
 	uint8_t live = step_out(t);
@@ -1023,6 +1060,8 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 		return 0;
 	if (site->window)
 		t->window[vcpu->mmu.view] = (struct xwindow){.tag = own->tag, .delta = own->host - own->tag};
+	if (site->range)
+		range_set(t, (struct xrange *)(uintptr_t)site->range, own->tag, 1, own->host - own->tag);
 	return own->host - own->tag;
 }
 
@@ -1045,7 +1084,8 @@ uint64_t translator_probe(struct translator *t, uint64_t linear)
 		vcpu->executing = NULL;
 	} else if (++site->misses == GROUP_MISSES) {
 		t->counters.apart++;
-		take_apart(t, site->block);
+		site->block->apart = true;
+		runtime_translate_again(t, site->block);
 	}
 	return delta;
 }
@@ -1115,7 +1155,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES_SIZE, "enter, exit, slow access");
 		perf_map_own(t->perf_map, t->arena.execute + TRAMPOLINES_SIZE, STRING_ROOM, "REP MOVS and STOS");
 	}
-	if (caches_create(t)) {
+	if (caches_create(t) || aliases_create(t)) {
 		translator_destroy(t);
 		errno = ENOMEM;
 		return NULL;
@@ -1153,6 +1193,7 @@ void translator_destroy(struct translator *t)
 	if (t->arena.write && t->space)
 		translator_flush(t);
 	caches_destroy(t);
+	aliases_destroy(t);
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);
 	free(t->scratch);

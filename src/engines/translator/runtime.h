@@ -68,6 +68,36 @@ bool runtime_floats(const struct translator *t, const struct block *block);
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
 void runtime_undo_link(struct translator *t, struct xlink *link);
 
+/* range.c */
+void ranges_void(struct translator *t);
+/* `pages` of them from linear address `page`. */
+void range_set(struct translator *t, struct xrange *range, uint64_t page, uint64_t pages, uint64_t delta);
+uint64_t translator_range_spent(struct translator *t, uint64_t range);
+void range_emit_move(struct emitter *e,
+                     struct translator *t); /* a part of a trampoline: what comes behind calls the above */
+
+/* alias.c: 0 or -1, and what there is must be destroyed. */
+int aliases_create(struct translator *t);
+void aliases_destroy(struct translator *t);
+/* The page of host address `host`, where the TLB shall lead. */
+uint64_t aliases_host(const struct translator *t, uint64_t host);
+/* This page and its neighbours, as far as they are in the current view's TLB, get aliases. False: nothing changed. */
+bool aliases_make(struct translator *t, uint64_t page, bool write);
+/* Drops all if there were too many. Not while translated code runs. */
+void aliases_make_room(struct translator *t);
+
+/* The page's entry in the TLB of the current view, or NULL. */
+static inline const struct xtlb_entry *runtime_entered(const struct translator *t, uint64_t page, bool write)
+{
+	const struct xtlb_entry *entry =
+	    &t->tlb[t->vcpu->mmu.view][write][page / MEMORY_PAGE_SIZE & (XTLB_ENTRIES - 1)];
+
+	return entry->tag == page ? entry : NULL;
+}
+
+/* The block is translated anew when it is entered next. */
+void runtime_translate_again(struct translator *t, struct block *block);
+
 /* regions.c: room for translations, from a processor's share of the cache in bytes. */
 size_t regions_code_size(uint64_t share);
 int regions_create(struct translator *t, uint64_t share); /* behind the trampolines. 0, or -1 */

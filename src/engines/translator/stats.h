@@ -31,6 +31,9 @@
 	X(leave_fault, "exits: host fault")                                                                            \
 	X(slow_miss, "slow accesses: filled the TLB")                                                                  \
 	X(probes, "checks of groups that missed")                                                                      \
+	X(scattered, "accesses that jump about too much for a range")                                                  \
+	X(aliased, "times that neighbouring pages got aliases")                                                        \
+	X(alias_drops, "times that all aliases were dropped")                                                          \
 	X(apart, "blocks whose accesses share no checks any more")                                                     \
 	X(slow_mmio, "slow accesses: not RAM, or debugger watches")                                                    \
 	X(slow_watched, "slow accesses: page watched (code)")                                                          \

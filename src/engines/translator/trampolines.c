@@ -256,6 +256,14 @@ static void emit_probe(struct emitter *e, struct translator *t)
 	emit_jump_to(e, t->exit_slot);
 }
 
+/* Called by an access whose page is in the TLB and not in its range. */
+static void emit_range(struct emitter *e, struct translator *t)
+{
+	range_emit_move(e, t);
+	emit_round_trip(e, t, (uintptr_t)translator_range_spent);
+	emit_byte(e, 0xc3);
+}
+
 /* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
 static void emit_call_out(struct emitter *e, struct translator *t)
 {
@@ -343,6 +351,7 @@ bool translator_emit_trampolines(struct translator *t)
 	t->exit_vector = emit_exit(&e, t, translator_to_vector);
 	emit_slow(&e, t);
 	emit_probe(&e, t);
+	emit_range(&e, t);
 	emit_call_out(&e, t);
 	emit_sensitive(&e, t);
 	emit_string(&e, t);

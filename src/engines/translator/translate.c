@@ -435,7 +435,7 @@ unsigned translator_refused_mnemonic(const struct translator *t)
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full)
 {
 	struct translation *tr = t->scratch;
-	uint32_t links = t->link_count, sites = t->site_count, pointers = t->pointers_count;
+	uint32_t links = t->link_count, sites = t->site_count, pointers = t->pointers_count, ranges = t->range_count;
 	size_t used = t->arena.used;
 
 	*full = false;
@@ -503,6 +503,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		t->link_count = links;
 		t->site_count = sites;
 		t->pointers_count = pointers;
+		t->range_count = ranges;
 		t->counters.failed += !*full;
 		free(xblock);
 		if (tr->rooted) { /* for this address */

@@ -6,6 +6,7 @@
  *	lowering.c   the seam for memory operands and flags
  *	merge.c      which accesses share a check
  *	stream.c     accesses of loops that walk through memory
+ *	range.c      accesses of hot loops
  *	control.c    exits, links, a block's entries, code out of line
  *	crossing.c   instructions that cross into another page
  *	mode32.c     what is different in 32-bit code
@@ -83,6 +84,7 @@ struct group {
 	bool write, window, checked;
 	uint8_t value; /* 1 to 16: by what register 0 to 15 was when the block was entered */
 	uint8_t stream;
+	struct xrange *range; /* once it is checked; or NULL */
 };
 
 /* Out-of-line code. */
@@ -102,7 +104,9 @@ struct pending {
 		PENDING_CALL_OUT,
 		PENDING_SENSITIVE,
 		PENDING_STREAM,
-		PENDING_STREAM_SUM
+		PENDING_STREAM_SUM,
+		PENDING_RANGE,
+		PENDING_RANGE_GROUP
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -112,6 +116,7 @@ struct pending {
 	const struct insn *slot;
 	unsigned view, code_view;         /* of the translation, where it was jumped from */
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
+	struct xrange *range;             /* of PENDING_RANGE and _RANGE_GROUP */
 	uint8_t stream, reg;              /* of PENDING_STREAM */
 	int32_t disp;
 	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
@@ -201,6 +206,8 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
  */
 uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span);
 void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write);
+/* Out of line, behind a look-up of `p->tag` that missed. */
+void emit_access_miss(struct translation *tr, const struct pending *p);
 void emit_set_rip(struct translation *tr, uint64_t rip);
 /* A linear address of code, or relative to code, into a register. No flags. */
 void emit_code_address(struct translation *tr, unsigned reg, uint64_t address);
@@ -300,3 +307,13 @@ struct host_memory stream_operand(struct translation *tr, const struct item *ite
                                   unsigned size, bool write);
 void emit_stream_miss(struct translation *tr, const struct pending *p);
 void emit_stream_sum_miss(struct translation *tr, const struct pending *p);
+
+/* range.c */
+bool range_possible(const struct translation *tr, unsigned item);
+/* NULL: the access does without. */
+struct xrange *new_range(struct translation *tr, const struct item *item, unsigned size, bool write);
+/* lower_check() through a range; that of a group by its first access. */
+void range_check(struct translation *tr, const struct item *item, struct xrange *range, unsigned size, bool write);
+struct pending *range_group_check(struct translation *tr, struct xrange *range, unsigned reg, int32_t lowest);
+void emit_range_miss(struct translation *tr, const struct pending *p);
+void emit_range_group_miss(struct translation *tr, const struct pending *p);

@@ -145,6 +145,7 @@ struct xsite {
 	uint8_t settle; /* as in struct xlink, behind the instruction */
 	uint8_t first_size;
 	uint16_t span, first_offset, misses;
+	uint32_t range; /* struct xrange, or 0 */
 	struct block *block;
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
@@ -156,6 +157,7 @@ struct xsite {
  */
 struct xspace {
 	unsigned entries, targets, pages;
+	uint64_t aliased; /* counters.aliased then */
 	uint64_t watches; /* t->watches then: write entries are void when a page was watched since */
 	struct {
 		struct xtlb_entry entry;
@@ -178,11 +180,12 @@ struct xspace {
 /* A part of the room for translations (regions.c): offsets in the arena, and numbers in the tables. */
 struct xregion {
 	size_t code, code_end;
-	uint32_t links, links_used, links_end, sites, sites_used, sites_end, pointers, pointers_end;
+	uint32_t links, links_used, links_end, sites, sites_used, sites_end, pointers, pointers_end, ranges, ranges_end;
 	struct xblock *blocks;
 };
 
 struct translation;
+struct aliases;
 
 /* The page that the stack was on last, writable and not watched: host minus linear addresses. */
 struct xwindow {
@@ -196,9 +199,34 @@ struct xstream {
 };
 #define XSTREAMS 8
 
+/* Where an access was last, see range.c: linear addresses from `start`, and what they are in the host. */
+struct xrange {
+	uint64_t start, length; /* where an access can begin; length 0: void */
+	uint64_t delta, host;   /* host minus linear addresses; that of `start` */
+	uint64_t end;
+	uint16_t first;   /* `length` of one page */
+	uint8_t item : 6; /* number of the instruction in its block */
+	uint8_t write : 1;
+	uint8_t strikes; /* times in a row that it did not last */
+	uint32_t credit, since;
+	uint32_t next; /* of those that are not void */
+	struct block *block;
+} __attribute__((aligned(64)));
+#define XRANGE_CREDIT     64u
+#define XRANGE_TICKS      150u /* of the TSC: leaving a range more often than that does not pay */
+#define XRANGE_TIME_SHIFT 6
+
+static inline uint32_t xrange_time(uint64_t ticks)
+{
+	return (uint32_t)(ticks >> XRANGE_TIME_SHIFT);
+}
+
 struct translator {
 	struct xwindow window[MMU_VIEWS];
 	struct xstream stream[XSTREAMS];
+	struct xrange *ranges;
+	struct xrange *ranges_filled; /* not void */
+	uint64_t range_linear, range_saved;
 	uint64_t delta_slot[XDELTA_SLOTS]; /* differences of the groups of the block that runs */
 	uint64_t tlb_delta[MMU_VIEWS][XTLB_ENTRIES]
 	                  [2]; /* host minus linear address of `tlb`'s read and write entries */
@@ -218,6 +246,7 @@ struct translator {
 	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
 	uint64_t watches;
 	struct xspace *space; /* MMU_SPACES of them */
+	struct aliases *aliases;
 
 	uint64_t code_page; /* where the page is whose floating code runs */
 	uint64_t target;    /* for trampolines and CALLs */
@@ -261,7 +290,7 @@ struct translator {
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
 	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow, *call_out, *sensitive,
-	    *string;                          /* trampolines, writable view */
+	    *string, *range_move;             /* trampolines, writable view */
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
@@ -271,9 +300,10 @@ struct translator {
 	uint32_t site_count;
 	struct xpointers *pointers;
 	uint32_t pointers_count;
+	uint32_t range_count;
 	struct xregion region[XREGIONS_MAX]; /* the one in use begins where link_count and its like began */
 	unsigned regions, region_now;
-	uint32_t link_room, site_room, pointers_room; /* in all regions */
+	uint32_t link_room, site_room, pointers_room, range_room; /* in all regions */
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
@@ -355,6 +385,9 @@ void caches_forget_spaces(struct translator *t); /* what was put aside for other
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip);
 /* All that lead to `host`, code that floats at this offset in its page. */
 void caches_forget_floating(struct translator *t, unsigned view, unsigned offset, const uint8_t *host);
+
+/* Pages have got aliases: entries lead there, and nothing is left of copies. */
+void caches_follow_aliases(struct translator *t);
 
 /* trampolines.c */
 bool translator_emit_trampolines(struct translator *t);
