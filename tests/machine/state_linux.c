@@ -17,6 +17,7 @@
 
 #include "backends/chardev/chardev.h"
 #include "backends/net/net_options.h"
+#include "backends/net/slirp_process.h"
 #include "machine/machine.h"
 #include "machine/pc.h"
 #include "machine/state.h"
@@ -175,6 +176,7 @@ int main(int argc, char **argv)
 	static const char *const engines[] = {"auto", "interpreter"};
 	unsigned moves, seed;
 
+	slirp_process_enter(argc, argv); /* --net user starts this program once more */
 	if (argc != 9)
 		return 2;
 	struct guest guest = {.folder = argv[1], .kernel = argv[2], .initramfs = argv[3], .disk = {argv[7], argv[8]}};
