@@ -292,6 +292,7 @@ static void add_xsave(struct cpu_model *model, const struct cpuid_host *host)
 		leaf_set(model, 0xd, i, true, r);
 		model->xsave_size[i] = r[EAX];
 		model->xsave_offset[i] = r[EBX];
+		model->xsave_aligned |= (r[ECX] & 2 ? 1ull : 0) << i;
 		if (r[EAX] + r[EBX] > model->xsave_size_max)
 			model->xsave_size_max = r[EAX] + r[EBX];
 	}
@@ -443,8 +444,7 @@ static uint32_t xsave_size(const struct cpu_model *model, uint64_t components, b
 			continue;
 		uint32_t end = model->xsave_offset[i] + model->xsave_size[i];
 		if (compacted) {
-			const struct cpuid_leaf *l = leaf_find((struct cpu_model *)model, 0xd, i);
-			if (l && (l->ecx & 2))
+			if (model->xsave_aligned >> i & 1)
 				size = (size + 63) & ~63u;
 			end = size + model->xsave_size[i];
 		}

@@ -62,6 +62,7 @@ struct cpu_model {
 	uint32_t xsave_size_max; /* CPUID.0DH:ECX */
 	/* XSAVE standard-format offset and size of each component, from the host (they differ between vendors). */
 	uint32_t xsave_offset[64], xsave_size[64];
+	uint64_t xsave_aligned; /* components that begin at a multiple of 64 in the compacted form */
 	unsigned physical_bits; /* MAXPHYADDR */
 	bool amd; /* vendor behaviour where AMD and Intel differ: SYSRET SS, SYSCALL in compatibility mode, SYSENTER in
 	             long mode ... */

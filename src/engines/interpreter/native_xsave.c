@@ -241,11 +241,17 @@ static void component_from_image(const struct vcpu *vcpu, struct vector_state *v
 		memcpy(v->zmm[c.first + n] + c.offset, image ? image + n * c.size : zero, c.size);
 }
 
+/* `length`: a multiple of 16. */
 static bool all_zero(const uint8_t *bytes, size_t length)
 {
-	while (length && !*bytes)
-		bytes++, length--;
-	return !length;
+	for (size_t at = 0; at < length; at += 16) {
+		uint64_t part[2];
+
+		memcpy(part, bytes + at, 16);
+		if (part[0] | part[1])
+			return false;
+	}
+	return true;
 }
 
 /* XINUSE: which components are not in their initial state (SDM 1 13.6). */
@@ -272,14 +278,6 @@ static uint64_t components_in_use(const struct vcpu *vcpu)
 	return in_use;
 }
 
-static bool component_is_aligned(const struct cpu_model *model, unsigned i)
-{
-	for (unsigned n = 0; n < model->count; n++)
-		if (model->leaf[n].leaf == 0xd && model->leaf[n].subleaf == i)
-			return model->leaf[n].ecx & 2;
-	return false;
-}
-
 /* Where component i is: fixed, or after those of `format` before it (SDM 1 13.4.3). 0: beyond what an image may have.
  */
 static unsigned component_offset(const struct vcpu *vcpu, unsigned i, bool compact, uint64_t format)
@@ -291,7 +289,7 @@ static unsigned component_offset(const struct vcpu *vcpu, unsigned i, bool compa
 	for (unsigned n = 2; n <= i; n++) {
 		if (!(format >> n & 1))
 			continue;
-		if (component_is_aligned(model, n))
+		if (model->xsave_aligned >> n & 1)
 			offset = (offset + 63) & ~63ull;
 		if (n < i)
 			offset += model->xsave_size[n];
@@ -340,9 +338,11 @@ void native_xsave(struct vcpu *vcpu, const struct native_operation *operation)
 	uint64_t requested = xsave_begin(vcpu, supervisor), in_use = components_in_use(vcpu);
 	uint64_t linear = xsave_linear(vcpu, operation, requested, compact, true);
 	const struct cpu_state *s = &vcpu->state;
-	struct image image = {.range_count = 0};
+	struct image image; /* of the components what is written is filled */
 	uint64_t *header = (uint64_t *)(image.bytes + LEGACY_SIZE);
 
+	image.range_count = 0;
+	memset(image.bytes, 0, LEGACY_SIZE + HEADER_SIZE);
 	if (compact && s->vector.mxcsr != NATIVE_MXCSR)
 		in_use |= XSTATE_SSE;
 	if (compact) {
@@ -436,7 +436,6 @@ void native_xrstor(struct vcpu *vcpu, const struct native_operation *operation)
 			component_from_image(vcpu, &vector, i, NULL);
 			continue;
 		}
-		memset(buffer, 0, sizeof buffer);
 		mmu_read_bytes(vcpu, linear + component_offset(vcpu, i, compact, header[1]), buffer, size);
 		component_from_image(vcpu, &vector, i, buffer);
 	}

@@ -22,13 +22,24 @@
 	for (uint64_t left_ = (bits), n; left_ && (n = (word)*64u + (unsigned)__builtin_ctzll(left_), true);           \
 	     left_ &= left_ - 1)
 
+/*
+ * The body for each word of a map that may have bits, by the map of such words. (Another macro than FOR_BITS for the sake of
+ * its variable's name.)
+ */
+#define FOR_WORDS(word, some, words)                                                                                   \
+	for (unsigned group_ = 0; group_ < ((words) + 63) / 64; group_++)                                              \
+		for (uint64_t rest_ = (some)[group_], word;                                                            \
+		     rest_ && (word = group_ * 64u + (unsigned)__builtin_ctzll(rest_), true); rest_ &= rest_ - 1)
+
 /* ---- the TLB ---- */
 
-static void drop_entries(struct translator *t, unsigned view, unsigned write, unsigned word, uint64_t bits)
+static void drop_entries(struct translator *t, unsigned view, unsigned write, uint64_t word, uint64_t bits)
 {
 	FOR_BITS(n, word, bits)
 	t->tlb[view][write][n].tag = NO_TAG(n);
 	t->tlb_valid[view][write][word] &= ~bits;
+	if (!t->tlb_valid[view][write][word])
+		t->tlb_some[view][write][word / 64] &= ~(1ull << word % 64);
 	t->tlb_large[view][write][word] &= ~bits;
 }
 
@@ -54,7 +65,8 @@ static void empty_tlb(struct translator *t, unsigned first_write, bool keep_glob
 	empty_windows(t);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = first_write; write < 2; write++)
-			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++) {
+			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
+			{
 				uint64_t drop = t->tlb_valid[view][write][word] &
 				                ~(keep_global ? t->tlb_global[view][write][word] : 0);
 
@@ -82,6 +94,7 @@ static void put_entry(struct translator *t, unsigned view, bool write, unsigned 
 	t->tlb[view][write][n] = entry;
 	t->tlb_delta[view][n][write] = entry.host - entry.tag;
 	t->tlb_valid[view][write][n / 64] |= bit;
+	t->tlb_some[view][write][n / 4096] |= 1ull << n / 64 % 64;
 	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
 	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
 	t->has_large |= large;
@@ -92,14 +105,14 @@ void caches_follow_aliases(struct translator *t)
 	empty_windows(t);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = 0; write < 2; write++)
-			for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++)
-				FOR_BITS(n, word, t->tlb_valid[view][write][word])
-				{
-					struct xtlb_entry *entry = &t->tlb[view][write][n];
+			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
+	FOR_BITS(n, word, t->tlb_valid[view][write][word])
+	{
+		struct xtlb_entry *entry = &t->tlb[view][write][n];
 
-					entry->host = aliases_host(t, entry->host);
-					t->tlb_delta[view][n][write] = entry->host - entry->tag;
-				}
+		entry->host = aliases_host(t, entry->host);
+		t->tlb_delta[view][n][write] = entry->host - entry->tag;
+	}
 }
 
 const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear, bool write,
@@ -129,16 +142,20 @@ static void drop_target(struct translator *t, unsigned view, uint64_t n)
 
 static void empty_view(struct translator *t, unsigned view)
 {
-	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++) {
+	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
+	{
 		FOR_BITS(n, word, t->jump_used[view][word])
 		t->jump_rip[view][n] = NO_TARGET(n);
 		t->jump_used[view][word] = 0;
 	}
-	for (unsigned word = 0; word < XPAGE_SIZE / 64; word++) {
+	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
+	{
 		FOR_BITS(n, word, t->page_used[view][word])
 		t->page_key[view][n] = NO_PAGE;
 		t->page_used[view][word] = 0;
 	}
+	memset(t->jump_some[view], 0, sizeof(t->jump_some[view]));
+	memset(t->page_some[view], 0, sizeof(t->page_some[view]));
 	t->code_half[view][0] = t->code_half[view][1] = t->code_large[view] = false;
 	t->code_global[view] = t->code_not_global[view] = false;
 }
@@ -151,6 +168,12 @@ void caches_empty_targets(struct translator *t)
 		t->space[n].targets = t->space[n].pages = 0;
 }
 
+static void note_page(struct translator *t, unsigned view, unsigned n)
+{
+	t->page_used[view][n / 64] |= 1ull << n % 64;
+	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
 void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
 {
 	const struct mmu_tlb_entry *entry = mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL);
@@ -161,7 +184,7 @@ void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64
 	t->code_global[view] |= !entry || mmu_entry_global(t->vcpu, entry);
 	t->code_not_global[view] |= !entry || !mmu_entry_global(t->vcpu, entry);
 	t->page_key[view][n] = xpage_key(rip, physical);
-	t->page_used[view][n / 64] |= 1ull << n % 64;
+	note_page(t, view, n);
 }
 
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
@@ -171,6 +194,7 @@ void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, cons
 	t->jump_rip[view][n] = rip;
 	t->jump_host[view][n] = host;
 	t->jump_used[view][n / 64] |= 1ull << n % 64;
+	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
 }
 
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip)
@@ -217,14 +241,16 @@ static void drop_code(struct translator *t, unsigned view, uint64_t linear)
 
 	if (!t->code_half[view][linear >> 63] || (!large && !(t->page_used[view][own / 64] >> own % 64 & 1)))
 		return;
-	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++)
-		FOR_BITS(n, word, t->jump_used[view][word])
+	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
+	FOR_BITS(n, word, t->jump_used[view][word])
 	if (!((t->jump_rip[view][n] ^ linear) >> (large ? 30 : 12)))
 		drop_target(t, view, n);
 	if (key_matches(t->page_key[view][own], linear, 0))
 		t->page_key[view][own] = NO_PAGE;
-	for (unsigned word = 0; large && word < XPAGE_SIZE / 64; word++)
-		FOR_BITS(n, word, t->page_used[view][word])
+	if (!large)
+		return;
+	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
+	FOR_BITS(n, word, t->page_used[view][word])
 	if (key_matches(t->page_key[view][n], linear, 9))
 		t->page_key[view][n] = NO_PAGE;
 }
@@ -243,8 +269,10 @@ static void drop_page(struct translator *t, uint64_t linear)
 		for (unsigned write = 0; write < 2; write++) {
 			if (t->tlb[view][write][own].tag == (linear & ~PAGE_MASK))
 				drop_entry(t, view, write, own);
-			for (unsigned word = 0; t->has_large && word < XTLB_ENTRIES / 64; word++)
-				FOR_BITS(n, word, t->tlb_large[view][write][word])
+			if (!t->has_large)
+				continue;
+			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
+			FOR_BITS(n, word, t->tlb_large[view][write][word])
 			if (!((t->tlb[view][write][n].tag ^ linear) >> 30))
 				drop_entry(t, view, write, n);
 		}
@@ -280,29 +308,30 @@ static void drop_nonglobal(struct translator *t)
 
 static void put_targets_aside(struct translator *t, unsigned view, struct xspace *space)
 {
-	for (unsigned word = 0; word < XJUMP_SIZE / 64; word++)
-		FOR_BITS(n, word, t->jump_used[view][word])
-		{
-			if (space->targets == XSAVED)
-				break;
-			space->target[space->targets].rip = t->jump_rip[view][n];
-			space->target[space->targets].view = (uint8_t)view;
-			space->target[space->targets++].host = t->jump_host[view][n];
-		}
-	for (unsigned word = 0; word < XPAGE_SIZE / 64; word++)
-		FOR_BITS(n, word, t->page_used[view][word])
-		{
-			if (space->pages == XSAVED || t->page_key[view][n] == NO_PAGE)
-				continue;
-			space->page[space->pages].key = t->page_key[view][n];
-			space->page[space->pages].view = (uint8_t)view;
-			space->page[space->pages++].index = (uint16_t)n;
-		}
+	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
+	FOR_BITS(n, word, t->jump_used[view][word])
+	{
+		if (space->targets == XSAVED)
+			break;
+		space->target[space->targets].rip = t->jump_rip[view][n];
+		space->target[space->targets].view = (uint8_t)view;
+		space->target[space->targets++].host = t->jump_host[view][n];
+	}
+	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
+	FOR_BITS(n, word, t->page_used[view][word])
+	{
+		if (space->pages == XSAVED || t->page_key[view][n] == NO_PAGE)
+			continue;
+		space->page[space->pages].key = t->page_key[view][n];
+		space->page[space->pages].view = (uint8_t)view;
+		space->page[space->pages++].index = (uint16_t)n;
+	}
 }
 
 static void put_entries_aside(struct translator *t, unsigned view, unsigned write, struct xspace *space)
 {
-	for (unsigned word = 0; word < XTLB_ENTRIES / 64; word++) {
+	FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
+	{
 		uint64_t bits = t->tlb_valid[view][write][word] & ~t->tlb_global[view][write][word];
 
 		FOR_BITS(n, word, bits)
@@ -354,7 +383,7 @@ static void put_back(struct translator *t, const struct xspace *space)
 		unsigned n = space->page[i].index, view = space->page[i].view;
 
 		t->page_key[view][n] = space->page[i].key;
-		t->page_used[view][n / 64] |= 1ull << n % 64;
+		note_page(t, view, n);
 		t->code_half[view][0] = t->code_half[view][1] = t->code_not_global[view] = true;
 	}
 	for (unsigned i = 0; i < space->targets; i++)
@@ -415,6 +444,9 @@ int caches_create(struct translator *t)
 	memset(t->tlb_valid, 0xff, sizeof(t->tlb_valid));
 	memset(t->jump_used, 0xff, sizeof(t->jump_used));
 	memset(t->page_used, 0xff, sizeof(t->page_used));
+	memset(t->tlb_some, 0xff, sizeof(t->tlb_some));
+	memset(t->jump_some, 0xff, sizeof(t->jump_some));
+	memset(t->page_some, 0xff, sizeof(t->page_some));
 	drop_all(t);
 	return 0;
 }

@@ -241,6 +241,9 @@ struct translator {
 	uint64_t tlb_valid[MMU_VIEWS][2][XTLB_ENTRIES / 64], tlb_global[MMU_VIEWS][2][XTLB_ENTRIES / 64],
 	    tlb_large[MMU_VIEWS][2][XTLB_ENTRIES / 64];
 	uint64_t jump_used[XVIEWS][XJUMP_SIZE / 64], page_used[XVIEWS][XPAGE_SIZE / 64];
+	/* Which words of the maps may have bits. */
+	uint64_t tlb_some[MMU_VIEWS][2][(XTLB_ENTRIES + 4095) / 4096], jump_some[XVIEWS][(XJUMP_SIZE + 4095) / 4096],
+	    page_some[XVIEWS][(XPAGE_SIZE + 4095) / 4096];
 	bool has_large;
 	/* Code that is entered lies in the lower, upper half; in large pages, in global ones, in others. */
 	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
