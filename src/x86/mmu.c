@@ -195,7 +195,8 @@ void mmu_flush(struct vcpu *vcpu)
 	flush_except(vcpu, NULL);
 	if (vcpu->mmu.has_global)
 		memset(vcpu->mmu.global_map, 0, SLOT_WORDS * sizeof(uint64_t));
-	vcpu->mmu.has_global = vcpu->mmu.has_large = false;
+	vcpu->mmu.has_global = false;
+	vcpu->mmu.large_regions = 0;
 	name_space(vcpu);
 }
 
@@ -299,7 +300,7 @@ void mmu_flush_page(struct vcpu *vcpu, uint64_t linear)
 			mmu->valid_map[slot / 64] &= ~(1ull << (slot % 64));
 		}
 	}
-	if (!mmu->has_large)
+	if (!(mmu->large_regions & mmu_region_bit(linear)))
 		return;
 	/* Entries are 4 KiB pieces of what was a large page, and all pieces must go (SDM 3A 4.10.4.1), whatever is
 	 * there now. */
@@ -416,7 +417,7 @@ static void set_entry(struct vcpu *vcpu, uint64_t linear, enum mmu_view view, en
 	}
 	if (walk->page_size > MEMORY_PAGE_SIZE) {
 		mmu->large_map[slot / 64] |= bit;
-		mmu->has_large = true;
+		mmu->large_regions |= mmu_region_bit(linear);
 	} else {
 		mmu->large_map[slot / 64] &= ~bit;
 	}

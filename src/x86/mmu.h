@@ -93,8 +93,8 @@ struct mmu {
 	/* The note of epoch n is at n % MMU_FLUSH_NOTES, if its epoch says so; others moved the epoch without one: then all is void. */
 	struct mmu_flush_note note[MMU_FLUSH_NOTES];
 	uint64_t *valid_map,
-	    *large_map; /* private, as global_map: which entries are in use, which are pieces of large pages */
-	bool has_large;
+	    *large_map;         /* private, as global_map: which entries are in use, which are pieces of large pages */
+	uint64_t large_regions; /* mmu_region_bit() of what pieces of large pages there are, or were */
 	/*
 	 * Set by an access after which the engine must look up before the next instruction: a data breakpoint or
 	 * watchpoint was hit (pending_debug or debug.hit_address say so), or decoded code was written. The engine
@@ -176,6 +176,12 @@ void mmu_probe_write_system(struct vcpu *vcpu, uint64_t linear, size_t length);
 void *mmu_host_pointer(struct vcpu *vcpu, uint64_t linear, size_t length, enum mmu_access access);
 /* Marks bytes written through mmu_host_pointer (code watch, dirty log). */
 void mmu_written(struct vcpu *vcpu, uint64_t linear, size_t length);
+
+/* The GiB of a linear address, as one of 64 bits: what an INVLPG there may find of large pages (others may share the bit). */
+static inline uint64_t mmu_region_bit(uint64_t linear)
+{
+	return 1ull << ((linear >> 30) * 0x9e3779b97f4a7c15ull >> 58);
+}
 
 /* The slot of a linear address in one TLB array. */
 static inline unsigned mmu_tlb_index(uint64_t linear)

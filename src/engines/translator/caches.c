@@ -97,7 +97,8 @@ static void put_entry(struct translator *t, unsigned view, bool write, unsigned 
 	t->tlb_some[view][write][n / 4096] |= 1ull << n / 64 % 64;
 	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
 	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
-	t->has_large |= large;
+	if (large)
+		t->large_regions |= mmu_region_bit(entry.tag);
 }
 
 void caches_follow_aliases(struct translator *t)
@@ -269,7 +270,7 @@ static void drop_page(struct translator *t, uint64_t linear)
 		for (unsigned write = 0; write < 2; write++) {
 			if (t->tlb[view][write][own].tag == (linear & ~PAGE_MASK))
 				drop_entry(t, view, write, own);
-			if (!t->has_large)
+			if (!(t->large_regions & mmu_region_bit(linear)))
 				continue;
 			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
 			FOR_BITS(n, word, t->tlb_large[view][write][word])
@@ -292,7 +293,7 @@ void caches_forget_spaces(struct translator *t)
 static void drop_all(struct translator *t)
 {
 	empty_tlb(t, 0, false);
-	t->has_large = false;
+	t->large_regions = 0;
 	caches_empty_targets(t);
 	for (unsigned n = 0; n < MMU_SPACES; n++)
 		forget_space(&t->space[n]);

@@ -244,7 +244,7 @@ struct translator {
 	/* Which words of the maps may have bits. */
 	uint64_t tlb_some[MMU_VIEWS][2][(XTLB_ENTRIES + 4095) / 4096], jump_some[XVIEWS][(XJUMP_SIZE + 4095) / 4096],
 	    page_some[XVIEWS][(XPAGE_SIZE + 4095) / 4096];
-	bool has_large;
+	uint64_t large_regions; /* as in struct mmu */
 	/* Code that is entered lies in the lower, upper half; in large pages, in global ones, in others. */
 	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
 	uint64_t watches;
