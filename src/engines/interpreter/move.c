@@ -7,7 +7,7 @@
 #include "engines/interpreter/decode.h"
 #include "x86/system.h"
 
-#define PAUSES_TO_YIELD 256
+#define PAUSES_TO_YIELD 32768 /* some milliseconds: on a busy host who yields is away for as long */
 
 /* Register, register; register, immediate. */
 #define MOVE(bits)                                                                                                     \
