@@ -108,12 +108,13 @@ static void read_stats(struct virtio_balloon *balloon, const struct virtio_chain
 	balloon->updates++;
 }
 
-/* The buffer stays where it is, until somebody wants news. */
+/* The buffer stays where it is, until somebody wants news, and is read once: queues are also looked at unasked. */
 static void stats_notify(struct virtio_balloon *balloon, struct virtio_queue *queue)
 {
-	if (!virtio_queue_next(queue, &balloon->chain))
+	if (balloon->stats_read || !virtio_queue_next(queue, &balloon->chain))
 		return;
 	read_stats(balloon, &balloon->chain);
+	balloon->stats_read = true;
 	virtio_ring_rewind(&queue->ring, balloon->chain.token);
 }
 
@@ -156,8 +157,12 @@ static void config_write(struct virtio_device *device, unsigned offset, unsigned
 
 static void queue_reset(struct virtio_device *device, struct virtio_queue *queue)
 {
+	struct virtio_balloon *balloon = (struct virtio_balloon *)device;
+
 	if (queue->index == QUEUE_INFLATE)
-		((struct virtio_balloon *)device)->begun = 0;
+		balloon->begun = 0;
+	if ((int)queue->index == stats_queue(balloon))
+		balloon->stats_read = false;
 }
 
 /* The target is the host's and stays. */
@@ -168,6 +173,7 @@ static void reset(struct virtio_device *device)
 	put32(balloon->config + CONFIG_ACTUAL, 0);
 	memset(balloon->stat, 0xff, sizeof balloon->stat);
 	balloon->updates = 0;
+	balloon->stats_read = false;
 }
 
 static void balloon_state(struct virtio_device *device, struct state *state)
@@ -179,9 +185,11 @@ static void balloon_state(struct virtio_device *device, struct state *state)
 	state_u64_array(state, "stats", balloon->stat, BALLOON_STATS);
 	state_u64(state, "updates", &balloon->updates);
 	state_end(state);
-	/* A chain that was half done is done again from its start. */
-	if (state_loading(state))
+	/* A chain that was half done is done again from its start; the statistics' are read again. */
+	if (state_loading(state)) {
 		balloon->begun = 0;
+		balloon->stats_read = false;
+	}
 }
 
 static const struct virtio_ops ops = {
@@ -248,6 +256,7 @@ bool virtio_balloon_request_stats(struct virtio_balloon *balloon)
 
 		asked = virtio_queue_next(queue, &balloon->chain);
 		if (asked) {
+			balloon->stats_read = false;
 			virtio_ring_notify_on(&queue->ring);
 			virtio_queue_complete(queue, balloon->chain.token, 0);
 		}

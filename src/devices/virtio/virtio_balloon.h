@@ -32,6 +32,7 @@ struct virtio_balloon {
 	/* Queue lock. */
 	uint64_t stat[BALLOON_STATS]; /* bytes or counts; all ones: not told */
 	uint64_t updates;             /* how often the driver has told them */
+	bool stats_read;              /* the buffer that the driver left was read */
 	uint64_t discarded;           /* bytes given back to the host, in all */
 	unsigned begun;               /* numbers of the waiting inflate chain that are done */
 };
