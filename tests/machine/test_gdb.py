@@ -411,6 +411,18 @@ class Shell:
                     raise
                 self.send('\n')
 
+    def power_off(self, seconds):
+        """The shell may still change its terminal's mode and lose what was typed meanwhile: then once more."""
+        deadline = time.monotonic() + seconds * SLOW
+        while time.monotonic() < deadline:
+            self.send('poweroff -f\n')
+            again = time.monotonic() + 20 * SLOW
+            while (left := again - time.monotonic()) > 0:
+                # The rest must be read, or the guest's console stalls.
+                if select.select([self.vmm.stdout], [], [], left)[0] and not os.read(self.vmm.stdout.fileno(), 65536):
+                    return
+        raise Failed(f'not off within {seconds} seconds')
+
 
 def debug_linux(options, folder):
     files = subprocess.run([ROOT + '/tools/fetch-guest', options.linux, 'busybox'], stdout=subprocess.PIPE, text=True)
@@ -437,10 +449,7 @@ def debug_linux(options, folder):
         debug('linux', None, {'RING3_SOCKET': f'{folder}/gdb', 'RING3_SYMBOLS': symbols}, 200)
         shell.send('kill $!; echo still "he"re\n')
         shell.expect('still here\n(.*\n)*?# ', 60) # what comes before the prompt may be lost
-        shell.send('poweroff -f\n')
-        # The rest must be read, or the guest's console stalls.
-        while os.read(vmm.stdout.fileno(), 65536):
-            pass
+        shell.power_off(200)
         ended(vmm, 0)
     finally:
         if vmm.poll() is None:
