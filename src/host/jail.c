@@ -144,6 +144,18 @@ static int limit(int resource, rlim_t value)
 	return setrlimit(resource, &both) < 0 ? -errno : 0;
 }
 
+/* Of both jails: no core files, no written ones, bounded memory. */
+static int limit_all(void)
+{
+	int error = limit(RLIMIT_CORE, 0);
+
+	if (!error)
+		error = limit(RLIMIT_FSIZE, 0);
+	if (!error && !SANITIZED)
+		error = limit(RLIMIT_DATA, MEMORY_LIMIT);
+	return error;
+}
+
 int jail_enter(int socket, unsigned seconds)
 {
 	int error = 0;
@@ -154,11 +166,7 @@ int jail_enter(int socket, unsigned seconds)
 		return -errno;
 	error = limit(RLIMIT_CPU, seconds);
 	if (!error)
-		error = limit(RLIMIT_CORE, 0);
-	if (!error)
-		error = limit(RLIMIT_FSIZE, 0);
-	if (!error && !SANITIZED)
-		error = limit(RLIMIT_DATA, MEMORY_LIMIT);
+		error = limit_all();
 	return error ? error : filter(parser, sizeof(parser) / sizeof(parser[0]));
 }
 
@@ -197,10 +205,6 @@ int jail_enter_network(void)
 	int error = read_name_servers();
 
 	if (!error)
-		error = limit(RLIMIT_CORE, 0);
-	if (!error)
-		error = limit(RLIMIT_FSIZE, 0);
-	if (!error && !SANITIZED)
-		error = limit(RLIMIT_DATA, MEMORY_LIMIT);
+		error = limit_all();
 	return error ? error : filter(network, sizeof(network) / sizeof(network[0]));
 }

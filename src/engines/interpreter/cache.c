@@ -13,11 +13,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <x86intrin.h>
 
 #include "debug/trace.h"
 #include "engines/interpreter/decode.h"
+#include "host/busy_wait.h"
 #include "host/table_memory.h"
 #include "x86/system.h"
 
@@ -66,14 +66,9 @@ struct block_cache {
 	_Atomic uint32_t no_generation; /* of code that is not in RAM: always 0 */
 };
 
-static size_t part_size(const struct block_cache *cache)
-{
-	return cache->size / cache->regions & ~(size_t)63;
-}
-
 static void begin(struct block_cache *cache, unsigned n)
 {
-	size_t part = part_size(cache);
+	size_t part = cache->size / cache->regions & ~(size_t)63;
 
 	cache->now = n;
 	cache->low = n * part;
@@ -264,19 +259,11 @@ static void fetch(struct vcpu *vcpu, uint64_t physical, uint8_t *buffer, unsigne
 		buffer[i] = host ? ((const volatile uint8_t *)host)[i] : (uint8_t)vcpu_mmio_read(vcpu, physical + i, 1);
 }
 
-static uint64_t host_time(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 /* A hand-shake for the page began at `before`. */
 static void note_cost(struct block_cache *cache, uint64_t page, uint64_t before)
 {
 	struct restless *r = &cache->restless[page % RESTLESS_PAGES];
-	uint64_t now = host_time();
+	uint64_t now = busy_wait_now();
 
 	if (r->page != page || now - r->start > RESTLESS_WINDOW)
 		*r = (struct restless){.page = page, .start = before};
@@ -288,7 +275,7 @@ static void note_cost(struct block_cache *cache, uint64_t page, uint64_t before)
 static bool is_restless(struct block_cache *cache, uint64_t page)
 {
 	const struct restless *r = &cache->restless[page % RESTLESS_PAGES];
-	uint64_t now = host_time();
+	uint64_t now = busy_wait_now();
 
 	if (now >= cache->restless_until)
 		cache->restless_until = 0;
@@ -312,7 +299,7 @@ static uint32_t watch_code(struct vcpu *vcpu, uint64_t physical)
 	bool first = false;
 	uint32_t generation = memory_watch_code_first(memory, physical, &first);
 	if (first) {
-		uint64_t before = host_time();
+		uint64_t before = busy_wait_now();
 
 		translator_page_watched(translator);
 		note_cost(interpreter_of(vcpu)->cache, physical >> MEMORY_PAGE_SHIFT, before);

@@ -9,7 +9,6 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <x86intrin.h>
 
 #include "debug/disassemble.h"
@@ -17,6 +16,7 @@
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
 #include "engines/translator/translator.h"
+#include "host/busy_wait.h"
 #include "host/log.h"
 #include "machine/machine.h"
 #include "x86/system.h"
@@ -570,10 +570,7 @@ static void interpreter_flush_code(struct vcpu *vcpu)
 
 static void interpreter_rest(struct vcpu *vcpu)
 {
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	if (block_cache_rest(vcpu, (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec, __rdtsc()))
+	if (block_cache_rest(vcpu, busy_wait_now(), __rdtsc()))
 		malloc_trim(0);
 }
 

@@ -239,6 +239,11 @@ uint64_t branch_target(const struct translation *tr, const struct item *item)
 	return (tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u) & tr->rip_mask;
 }
 
+bool in_page(const struct translation *tr, uint64_t target)
+{
+	return !((target ^ tr->rip) & ~0xfffull);
+}
+
 /* Looks at code from `target` on: see flags_wanted(). `settle` counts up to the last flag that is given a value. */
 static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *settle)
 {
@@ -248,7 +253,7 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 
 	*settle = 0;
 	/* Where no link leads (control.c), flags are whole. */
-	if (((target ^ tr->rip) & ~0xfffull) || !page || (tr->loose && !tr->floating))
+	if (!in_page(tr, target) || !page || (tr->loose && !tr->floating))
 		return ALL_FLAGS;
 	for (uint8_t n = 0; n < 12; n++) {
 		ZydisDecodedInstruction i;
@@ -295,7 +300,7 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 			if (operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
 				return wanted | (ALL_FLAGS & ~settled);
 			target = (target & ~0xfffull) + at + i.length + operand[0].imm.value.u;
-			if ((target ^ tr->rip) & ~0xfffull)
+			if (!in_page(tr, target))
 				return wanted | (ALL_FLAGS & ~settled);
 			at = target & 0xfff;
 			continue;

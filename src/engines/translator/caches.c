@@ -198,22 +198,9 @@ void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, cons
 	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
 }
 
-void caches_forget_target(struct translator *t, unsigned view, uint64_t rip)
+void caches_forget_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
 {
-	if (t->jump_rip[view][rip & (XJUMP_SIZE - 1)] == rip)
-		drop_target(t, view, rip & (XJUMP_SIZE - 1));
-	for (unsigned n = 0; n < MMU_SPACES; n++) {
-		struct xspace *space = &t->space[n];
-
-		for (unsigned i = 0; i < space->targets; i++)
-			if (space->target[i].rip == rip)
-				space->target[i--] = space->target[--space->targets];
-	}
-}
-
-void caches_forget_floating(struct translator *t, unsigned view, unsigned offset, const uint8_t *host)
-{
-	for (unsigned n = offset; n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE)
+	for (unsigned n = rip & PAGE_MASK; n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE)
 		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump_host[view][n] == host)
 			drop_target(t, view, n);
 	for (unsigned n = 0; n < MMU_SPACES; n++) {

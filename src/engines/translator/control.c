@@ -56,13 +56,13 @@ static bool crosses_at(const struct translation *tr, uint64_t target)
 /* Is there no link from here to there? */
 static bool apart(const struct translation *tr, uint64_t target)
 {
-	return tr->loose && (!tr->floating || ((target ^ tr->rip) & ~0xfffull) || crosses_at(tr, target));
+	return tr->loose && (!tr->floating || !in_page(tr, target) || crosses_at(tr, target));
 }
 
 /* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
 static bool direct(const struct translation *tr, uint64_t from, uint64_t target)
 {
-	return !((target ^ tr->rip) & ~0xfffull) && target > from && !apart(tr, target);
+	return in_page(tr, target) && target > from && !apart(tr, target);
 }
 
 /* A direct transfer where no link leads, flags kept. */
@@ -85,7 +85,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
-	bool alone = apart(tr, target), same_page = !((target ^ tr->rip) & ~0xfffull) && !alone;
+	bool alone = apart(tr, target), same_page = in_page(tr, target) && !alone;
 	bool backward = target <= from;
 	uint32_t wanted = same_page ? flags_wanted(tr, target, NULL) : ALL_FLAGS;
 	/* A loop whose flags live on: the poll must not send them through memory. */

@@ -215,13 +215,10 @@ void emit_set_rip(struct translation *tr, uint64_t rip)
 {
 	uint32_t abs = xabs(&tr->t->vcpu->state.rip);
 
-	if (tr->floating) {
-		emit_code_address(tr, S2, rip);
-		emit_store(&tr->e, S2, abs);
-	} else if ((int64_t)rip == (int32_t)rip) {
+	if (!tr->floating && (int64_t)rip == (int32_t)rip) {
 		emit_store_imm(&tr->e, true, abs, (int32_t)rip);
 	} else {
-		emit_move_imm64(&tr->e, S2, rip);
+		emit_code_address(tr, S2, rip);
 		emit_store(&tr->e, S2, abs);
 	}
 }

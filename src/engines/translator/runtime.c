@@ -82,10 +82,7 @@ static void unlink_block(struct translator *t, struct xblock *xblock)
 		set_displacement(t, link->place, link->stub);
 	}
 	xblock->incoming = NULL;
-	if (xblock->floating)
-		caches_forget_floating(t, xblock->code_view, (unsigned)xblock->rip, target_of(t, xblock));
-	else
-		caches_forget_target(t, xblock->code_view, xblock->rip);
+	caches_forget_target(t, xblock->code_view, xblock->rip, target_of(t, xblock));
 }
 
 /* ---- code that floats ---- */

@@ -182,6 +182,7 @@ bool ends_block(const struct item *item);
  */
 uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle);
 uint8_t settle_after(const struct translation *tr, const struct item *item); /* see struct xlink */
+bool in_page(const struct translation *tr, uint64_t target);                 /* in the block's own */
 uint64_t branch_target(const struct translation *tr, const struct item *item);
 bool is_memory(const ZydisDecodedOperand *o);
 bool address_possible(const struct item *item);

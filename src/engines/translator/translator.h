@@ -385,9 +385,8 @@ void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64
 /* Indirect transfers to `rip` go to `host` (executable view); caches_enter_code() was called. */
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
 void caches_forget_spaces(struct translator *t); /* what was put aside for other address spaces */
-void caches_forget_target(struct translator *t, unsigned view, uint64_t rip);
-/* All that lead to `host`, code that floats at this offset in its page. */
-void caches_forget_floating(struct translator *t, unsigned view, unsigned offset, const uint8_t *host);
+/* All that lead to `host`, whose code is, or floats, at this offset in its page. */
+void caches_forget_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
 
 /* Pages have got aliases: entries lead there, and nothing is left of copies. */
 void caches_follow_aliases(struct translator *t);
