@@ -91,7 +91,10 @@ read_time:
 	loop	.next
 	ret
 
+; The host may be away at any moment: a second must stay for 30 ms once in several tries.
 goes_on:
+	mov	ebp, 20
+.try:
 	; A second changes within 1.2 seconds, and then not at once again.
 	CMOS_READ 0
 	mov	bl, al
@@ -111,7 +114,12 @@ goes_on:
 	call	delay_ms
 	CMOS_READ 0
 	cmp	al, bl
-	HOLDS	e, "the same second for a while"
+	je	.stayed
+	dec	ebp
+	jnz	.try
+.stayed:
+	test	ebp, ebp
+	HOLDS	nz, "the same second for a while"
 	ret
 
 set_and_keep:
@@ -146,8 +154,8 @@ set_and_keep:
 	loop	.until
 .over:
 	CMOS_READ 0
-	cmp	al, 2
-	HOLDS	be, "seconds after the turn"
+	cmp	al, 50				; few, but the host may have been away
+	HOLDS	b, "seconds after the turn"
 	CMOS_READ 2
 	CHECK_BITS eax, 0xff, 0
 	CMOS_READ 4
@@ -188,61 +196,64 @@ set_and_keep:
 	CMOS_WRITE 0x0b, bl
 	ret
 
+; RTC_QUIET: its interrupts off, those on their way taken and forgotten. What is enabled after it interrupts with the next
+; event, or at once when there was one since. Register B is as in BL; interrupts are disabled.
+%macro RTC_QUIET 0
+	cli
+	CMOS_WRITE 0x0b, bl
+	CMOS_READ 0x0c
+	sti
+	nop
+	nop
+	cli
+	call	irq_forget
+%endmacro
+; RTC_ENABLE bits of B: and interrupts of the processor.
+%macro RTC_ENABLE 1
+	mov	bh, bl
+	or	bh, %1
+	CMOS_WRITE 0x0b, bh
+	sti
+%endmacro
+
 interrupts:
 	; By way of the I/O APIC, pin 8.
 	HOOK	0x62, .handler
 	IOAPIC_PIN 8, 0x62
-	CMOS_READ 0x0c
-	; Periodic: 1024 Hz.
 	CMOS_WRITE 0x0a, 0x26
 	CMOS_READ 0x0b
 	mov	bl, al
-	or	al, 0x40
-	mov	bh, al
-	CMOS_WRITE 0x0b, bh
-	call	irq_forget
-	sti
+	; Periodic: 1024 Hz.
+	RTC_QUIET
+	RTC_ENABLE 0x40
 	WAIT_UNTIL ae, cmp dword [IRQ_COUNT(0x62)], 20
 	CHECK_BITS [status], 0xc0, 0xc0		; IRQF and PF
 	; Without reading register C there is no further one.
-	cli
+	RTC_QUIET
 	HOOK	0x62, irq_apic
-	CMOS_READ 0x0c
-	call	irq_forget
-	sti
+	RTC_ENABLE 0x40
+	WAIT_UNTIL ae, cmp dword [IRQ_COUNT(0x62)], 1
 	mov	ecx, 50
 	call	delay_ms
 	CHECK32	[IRQ_COUNT(0x62)], 1
 	CMOS_READ 0x0c
 	WAIT_UNTIL ae, cmp dword [IRQ_COUNT(0x62)], 2
-	cli
 	; Update-ended: once a second.
+	RTC_QUIET
 	HOOK	0x62, .handler
-	mov	bh, bl
-	or	bh, 0x10
-	CMOS_WRITE 0x0b, bh
-	CMOS_READ 0x0c
-	call	irq_forget
-	sti
+	RTC_ENABLE 0x10
 	WAIT_UNTIL ae, cmp dword [IRQ_COUNT(0x62)], 1
 	CHECK_BITS [status], 0x90, 0x90
-	cli
 	; Alarm at every second (all bytes say "any").
+	RTC_QUIET
 	CMOS_WRITE 1, 0xff
 	CMOS_WRITE 3, 0xff
 	CMOS_WRITE 5, 0xff
-	mov	bh, bl
-	or	bh, 0x20
-	CMOS_WRITE 0x0b, bh
-	CMOS_READ 0x0c
-	call	irq_forget
-	sti
+	RTC_ENABLE 0x20
 	WAIT_UNTIL ae, cmp dword [IRQ_COUNT(0x62)], 1
 	CHECK_BITS [status], 0xa0, 0xa0
-	cli
-	CMOS_WRITE 0x0b, bl
-	CMOS_READ 0x0c
 	; Flags without enables: no IRQF.
+	RTC_QUIET
 	mov	ecx, 1100
 	call	delay_ms
 	CMOS_READ 0x0c
