@@ -138,7 +138,7 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	emit_byte(e, 0x3b);
 	emit_byte(e, 0x0c);
 	emit_byte(e, 0xd5);
-	emit_u32(e, xabs(t->jump_rip[tr->code_view]));
+	emit_abs(e, xabs(t->jump_rip[tr->code_view]));
 	uint8_t *miss = emit_jump_if(e, CC_NE);
 	emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 	uint8_t *poll = emit_jump_if(e, CC_NE);
@@ -148,7 +148,7 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	emit_byte(e, 0xff);
 	emit_byte(e, 0x24);
 	emit_byte(e, 0xd5);
-	emit_u32(e, xabs(t->jump_host[tr->code_view]));
+	emit_abs(e, xabs(t->jump_host[tr->code_view]));
 	emit_fix(e, miss);
 	emit_fix(e, poll);
 	emit_store(e, S1, xabs(&t->target));

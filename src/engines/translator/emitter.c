@@ -27,6 +27,25 @@ void emit_u64(struct emitter *e, uint64_t value)
 	emit_bytes(e, &value, 8);
 }
 
+/* What comes next. */
+static void note(struct emitter *e, enum relocation kind)
+{
+	struct relocations *r = e->relocations;
+
+	if (!r)
+		return;
+	if (r->count == RELOCATIONS_MAX)
+		r->incomplete = true;
+	else
+		r->at[r->count++] = (uint32_t)(e->at - r->start) | (uint32_t)kind << RELOCATION_SHIFT;
+}
+
+void emit_abs(struct emitter *e, uint32_t abs)
+{
+	note(e, RELOCATION_ABSOLUTE);
+	emit_u32(e, abs);
+}
+
 static void emit_rex(struct emitter *e, bool wide, unsigned reg, unsigned index, unsigned rm)
 {
 	unsigned rex = 0x40 | (wide ? 8 : 0) | (reg >> 3 & 1) << 2 | (index >> 3 & 1) << 1 | (rm >> 3 & 1);
@@ -41,7 +60,7 @@ void emit_op_abs(struct emitter *e, bool wide, unsigned opcode, unsigned reg, ui
 	emit_byte(e, opcode);
 	emit_byte(e, 0x04 | (reg & 7) << 3);
 	emit_byte(e, 0x25); /* SIB: no base, no index, disp32 */
-	emit_u32(e, abs);
+	emit_abs(e, abs);
 }
 
 void emit_load16(struct emitter *e, unsigned reg, uint32_t abs)
@@ -51,7 +70,17 @@ void emit_load16(struct emitter *e, unsigned reg, uint32_t abs)
 	emit_byte(e, 0xb7);
 	emit_byte(e, 0x04 | (reg & 7) << 3);
 	emit_byte(e, 0x25);
-	emit_u32(e, abs);
+	emit_abs(e, abs);
+}
+
+void emit_op_indexed(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned index, uint32_t abs)
+{
+	emit_rex(e, wide, reg, 0, index);
+	emit_byte(e, opcode);
+	emit_byte(e, 0x80 | (reg & 7) << 3 | (index & 7));
+	if ((index & 7) == 4)
+		emit_byte(e, 0x24);
+	emit_abs(e, abs);
 }
 
 void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, int32_t disp)
@@ -121,10 +150,30 @@ void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value)
 	}
 }
 
+void emit_move_address(struct emitter *e, unsigned reg, const volatile void *address)
+{
+	uint64_t value = (uintptr_t)address;
+
+	emit_rex(e, value > INT32_MAX, 0, 0, reg);
+	emit_byte(e, 0xb8 | (reg & 7));
+	if (value <= INT32_MAX) {
+		emit_abs(e, (uint32_t)value);
+	} else {
+		note(e, RELOCATION_POINTER);
+		emit_u64(e, value);
+	}
+}
+
 void emit_store_imm(struct emitter *e, bool wide, uint32_t abs, int32_t value)
 {
 	emit_op_abs(e, wide, 0xc7, 0, abs);
 	emit_u32(e, (uint32_t)value);
+}
+
+void emit_store_address(struct emitter *e, uint32_t abs, uint32_t address)
+{
+	emit_op_abs(e, true, 0xc7, 0, abs);
+	emit_abs(e, address);
 }
 
 void emit_store_imm8(struct emitter *e, uint32_t abs, unsigned value)
@@ -208,16 +257,23 @@ void emit_fix(struct emitter *e, uint8_t *place)
 		memcpy(place, &distance, 4);
 }
 
+static void emit_displacement(struct emitter *e, const uint8_t *target)
+{
+	if (e->relocations && target < e->relocations->start)
+		note(e, RELOCATION_OUTSIDE);
+	emit_u32(e, (uint32_t)(target - (e->at + 4)));
+}
+
 void emit_jump_to(struct emitter *e, const uint8_t *target)
 {
 	emit_byte(e, 0xe9);
-	emit_u32(e, (uint32_t)(target - (e->at + 4)));
+	emit_displacement(e, target);
 }
 
 void emit_call_to(struct emitter *e, const uint8_t *target)
 {
 	emit_byte(e, 0xe8);
-	emit_u32(e, (uint32_t)(target - (e->at + 4)));
+	emit_displacement(e, target);
 }
 
 void emit_jump_abs(struct emitter *e, uint32_t abs)
@@ -225,7 +281,7 @@ void emit_jump_abs(struct emitter *e, uint32_t abs)
 	emit_byte(e, 0xff);
 	emit_byte(e, 0x24);
 	emit_byte(e, 0x25);
-	emit_u32(e, abs);
+	emit_abs(e, abs);
 }
 
 void emit_jump_base(struct emitter *e, unsigned base, int32_t disp)

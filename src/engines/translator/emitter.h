@@ -4,6 +4,9 @@
  *
  * Registers are host registers 0-15. "abs" operands are absolute addresses below 2 GiB ([disp32]); the translator's
  * data lives there.
+ *
+ * Relocations say what of the code would be different elsewhere or for another processor (shared.c): whatever is an
+ * address must be emitted by a function that takes one, never as a plain number.
  */
 #pragma once
 
@@ -12,20 +15,40 @@
 
 #define NO_REGISTER 16u
 
+enum relocation {
+	RELOCATION_ABSOLUTE, /* 32 bits: an address below 2 GiB */
+	RELOCATION_POINTER,  /* 64 bits */
+	RELOCATION_OUTSIDE,  /* the displacement of a jump or call that leads out of the code */
+};
+#define RELOCATIONS_MAX  1024
+#define RELOCATION_SHIFT 28 /* its kind is above its offset from `start` */
+
+struct relocations {
+	const uint8_t *start; /* of the code */
+	unsigned count;
+	bool incomplete; /* there was no room for all */
+	uint32_t at[RELOCATIONS_MAX];
+};
+
 struct emitter {
 	uint8_t *at, *end;
 	bool full;
+	struct relocations *relocations; /* or NULL: nobody wants to know */
 };
 
 void emit_byte(struct emitter *e, unsigned byte);
 void emit_bytes(struct emitter *e, const void *bytes, unsigned count);
 void emit_u32(struct emitter *e, uint32_t value);
 void emit_u64(struct emitter *e, uint64_t value);
+/* An address below 2 GiB, in 32 bits. */
+void emit_abs(struct emitter *e, uint32_t abs);
 
 /* One opcode byte with reg and [abs]; `wide`: REX.W. */
 void emit_op_abs(struct emitter *e, bool wide, unsigned opcode, unsigned reg, uint32_t abs);
 /* The same with [base + disp32]. */
 void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, int32_t disp);
+/* The same with [index + abs]. */
+void emit_op_indexed(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned index, uint32_t abs);
 /* The same with [base + index + disp]; `index` may be NO_REGISTER, and is not RSP. */
 void emit_op_sum(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, unsigned index,
                  int32_t disp);
@@ -62,8 +85,12 @@ static inline void emit_move(struct emitter *e, unsigned to, unsigned from)
 	emit_op_reg(e, true, 0x89, from, to);
 }
 void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value);
+/* The same with an address: as long wherever that is, if it is below 2 GiB, and if it is not. */
+void emit_move_address(struct emitter *e, unsigned reg, const volatile void *address);
 /* mov dword/qword [abs], imm32 (sign-extended). */
 void emit_store_imm(struct emitter *e, bool wide, uint32_t abs, int32_t value);
+/* mov qword [abs], address below 2 GiB. */
+void emit_store_address(struct emitter *e, uint32_t abs, uint32_t address);
 void emit_store_imm8(struct emitter *e, uint32_t abs, unsigned value);
 /* cmp dword [abs], imm8; cmp byte [abs], imm8. */
 void emit_compare32_abs(struct emitter *e, uint32_t abs, int8_t value);
@@ -82,7 +109,7 @@ void emit_rorx(struct emitter *e, unsigned reg, unsigned rm, unsigned count);
 uint8_t *emit_jump(struct emitter *e);
 uint8_t *emit_jump_if(struct emitter *e, unsigned condition);
 void emit_fix(struct emitter *e, uint8_t *place); /* the jump goes to the cursor */
-/* A jump or call to an address in the same arena, in the writable view. */
+/* A jump or call to an address in the same arena, in the writable view: behind `start` it is one in the code itself. */
 void emit_jump_to(struct emitter *e, const uint8_t *target);
 void emit_call_to(struct emitter *e, const uint8_t *target);
 /* jmp [abs] */

@@ -148,7 +148,7 @@ uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span)
 {
 	emit_rorx(e, S2, S1, 8);
 	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4); /* and */
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)tags);    /* xor */
+	emit_op_indexed(e, true, 0x33, S1, S2, tags);          /* xor */
 	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
 	return emit_jump_if(e, CC_A);
 }
@@ -169,7 +169,7 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 		return;
 	}
 	uint8_t *miss = emit_look_up(e, tag, size);
-	emit_op_base(e, true, 0x03, S1, S2, (int32_t)host); /* add */
+	emit_op_indexed(e, true, 0x03, S1, S2, host); /* add */
 	tr->in_register = false;
 	struct pending *p = pend(tr, PENDING_SLOW, miss);
 	p->resume = e->at;
@@ -200,8 +200,8 @@ void emit_access_miss(struct translation *tr, const struct pending *p)
 	if (p->kind == PENDING_CONSTANT)
 		emit_move_imm64(e, S1, p->target);
 	else
-		emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag); /* xor: the linear address again */
-	emit_store_imm(e, true, xabs(&t->exit_argument), (int32_t)xabs(p->site));
+		emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
+	emit_store_address(e, xabs(&t->exit_argument), xabs(p->site));
 	emit_call_to(e, t->slow);
 	emit_jump_to(e, p->resume); /* SLOW_JUMP bytes, skipped after a call-out */
 	if (!p->site->slots)
@@ -225,7 +225,7 @@ void emit_set_rip(struct translation *tr, uint64_t rip)
 
 void emit_set_argument(struct translation *tr, const volatile void *pointer)
 {
-	emit_move_imm64(&tr->e, S2, (uintptr_t)pointer);
+	emit_move_address(&tr->e, S2, pointer);
 	emit_store(&tr->e, S2, xabs(&tr->t->exit_argument));
 }
 
@@ -243,7 +243,7 @@ void call_out(struct translation *tr, const struct item *item)
 {
 	flags_keep(tr, ALL_FLAGS);
 	struct xsite *site = new_site(tr, item, 0, false);
-	emit_store_imm(&tr->e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(site));
+	emit_store_address(&tr->e, xabs(&tr->t->exit_argument), xabs(site));
 	emit_call_to(&tr->e, tr->t->call_out);
 	tr->in_register = false;
 	tr->in_memory = true;

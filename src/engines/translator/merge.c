@@ -375,7 +375,7 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 		emit_load(e, S1, xabs(&t->window[tr->view].delta));
 	} else {
 		p = pend(tr, PENDING_GROUP, emit_look_up(e, xabs(&entry->tag), span));
-		emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][g->write]));
+		emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][g->write]));
 	}
 	tr->in_register = false;
 	p->in_register = false;
@@ -421,9 +421,9 @@ void emit_window_miss(struct translation *tr, const struct pending *p)
 
 	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag));
 	uint8_t *miss = emit_look_up(e, p->tag, p->site->span);
-	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag);
+	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
 	emit_store(e, S1, xabs(&t->window[tr->view].tag));
-	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][1]));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][1]));
 	emit_store(e, S1, xabs(&t->window[tr->view].delta));
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);
@@ -434,8 +434,8 @@ void emit_group_miss(struct translation *tr, const struct pending *p)
 {
 	struct emitter *e = &tr->e;
 
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag); /* xor: the linear address again */
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->site));
+	emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->probe);
 	emit_jump_to(e, p->resume);
 }

@@ -167,9 +167,9 @@ static uint8_t *emit_move_range(struct translation *tr, const struct pending *p)
 	struct emitter *e = &tr->e;
 	uint8_t *miss = emit_look_up(e, p->tag, MEMORY_PAGE_SIZE + 1 - p->range->first);
 
-	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag);
-	emit_op_base(e, true, 0x8b, S2, S2, (int32_t)xabs(&tr->t->tlb_delta[tr->view][0][p->site->write]));
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->range));
+	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
+	emit_op_indexed(e, true, 0x8b, S2, S2, xabs(&tr->t->tlb_delta[tr->view][0][p->site->write]));
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->range));
 	emit_call_to(e, tr->t->range_move);
 	return miss;
 }

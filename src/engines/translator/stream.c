@@ -133,13 +133,13 @@ static uint8_t *emit_set(struct translation *tr, const struct pending *p, int32_
 
 	emit_void(tr, p->stream);
 	uint8_t *miss = emit_look_up(e, p->tag, span);
-	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)p->tag); /* the page's address */
+	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag); /* the page's address */
 	emit_lea(e, S1, S1, falls ? -disp - 1 : (int32_t)(MEMORY_PAGE_SIZE + 1 - span) - disp);
 	emit_group1(e, true, 7, S1, falls ? STRIDE_MAX : -STRIDE_MAX);
 	uint8_t *edge = emit_jump_if(e, falls ? CC_B : CC_AE);
 	emit_store(e, S1, xabs(falls ? &s->below : &s->above));
 	emit_fix(e, edge);
-	emit_op_base(e, true, 0x8b, S1, S2, (int32_t)xabs(&t->tlb_delta[tr->view][0][p->site->write]));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][p->site->write]));
 	emit_store(e, S1, xabs(&s->delta));
 	return miss;
 }
@@ -153,8 +153,8 @@ void emit_stream_miss(struct translation *tr, const struct pending *p)
 	uint8_t *miss = emit_set(tr, p, p->disp, p->site->span);
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag); /* xor: the linear address again */
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->site));
+	emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->probe);
 	emit_store(e, S1, xabs(&tr->t->stream[p->stream].delta));
 	emit_jump_to(e, p->resume);
@@ -172,8 +172,8 @@ void emit_stream_sum_miss(struct translation *tr, const struct pending *p)
 	emit_op_abs(e, true, 0x03, S1, xabs(&tr->t->stream[p->stream].delta)); /* add */
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);
-	emit_op_base(e, true, 0x33, S1, S2, (int32_t)p->tag);
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->site));
+	emit_op_indexed(e, true, 0x33, S1, S2, p->tag);
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->slow);
 	uint8_t *found = emit_jump(e); /* SLOW_JUMP bytes, skipped after a call-out */
 	if (p->site->slots) {

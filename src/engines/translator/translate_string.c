@@ -87,11 +87,11 @@ static uint8_t *emit_host_address(struct translation *tr, unsigned reg, unsigned
 	emit_store(e, reg, gpr_abs(tr, reg));
 	emit_rorx(e, S2, reg, 8);
 	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4);
-	emit_op_base(e, true, 0x33, reg, S2, (int32_t)xabs(&t->tlb[tr->view][0][0].tag)); /* xor */
+	emit_op_indexed(e, true, 0x33, reg, S2, xabs(&t->tlb[tr->view][0][0].tag)); /* xor */
 	emit_lea_full(e, true, false, S1, reg, RCX, shift[size], 0);
 	emit_group1(e, true, 7, S1, MEMORY_PAGE_SIZE);
 	uint8_t *miss = emit_jump_if(e, CC_A);
-	emit_op_base(e, true, 0x03, reg, S2, (int32_t)xabs(&t->tlb[tr->view][0][0].host)); /* add */
+	emit_op_indexed(e, true, 0x03, reg, S2, xabs(&t->tlb[tr->view][0][0].host)); /* add */
 	return miss;
 }
 
@@ -100,7 +100,7 @@ static void translate_called(struct translation *tr, const struct item *item, en
                              const uint8_t *routine)
 {
 	tr->in_register = false;
-	emit_store_imm(&tr->e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(new_string_site(tr, item, operation)));
+	emit_store_address(&tr->e, xabs(&tr->t->exit_argument), xabs(new_string_site(tr, item, operation)));
 	emit_call_to(&tr->e, routine ? routine : tr->t->string);
 	if (operation == XSTRING_SCAS || operation == XSTRING_CMPS)
 		tr->in_memory = true;
@@ -219,7 +219,7 @@ void emit_pending_string(struct translation *tr, const struct pending *p)
 	if (p->more[0])
 		emit_fix(e, p->more[0]);
 	emit_fix(e, p->place);
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(p->site));
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->string);
 	if (p->restore)
 		emit_flags_restore(e, tr->t);

@@ -268,7 +268,7 @@ void call_sensitive(struct translation *tr, const struct item *item)
 	site->slots = (uint8_t)slots & 15;
 	site->no_links = item->i.mnemonic == ZYDIS_MNEMONIC_STI || item->i.mnemonic == ZYDIS_MNEMONIC_POPF ||
 	                 item->i.mnemonic == ZYDIS_MNEMONIC_POPFD || item->i.mnemonic == ZYDIS_MNEMONIC_POPFQ;
-	emit_store_imm(e, true, xabs(&tr->t->exit_argument), (int32_t)xabs(site));
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(site));
 	emit_jump_to(e, tr->t->sensitive);
 }
 

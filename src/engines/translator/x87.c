@@ -117,7 +117,7 @@ static void emit_selector(struct translation *tr, enum segment_register segment,
 	emit_byte(e, 0xb7);
 	emit_byte(e, 0x14);
 	emit_byte(e, 0x25);
-	emit_u32(e, xabs(&tr->t->vcpu->state.segment[segment].selector));
+	emit_abs(e, xabs(&tr->t->vcpu->state.segment[segment].selector));
 	emit_byte(e, 0x66); /* mov [to], r10w */
 	emit_op_abs(e, false, 0x89, S2, xabs(to));
 }
@@ -194,7 +194,7 @@ void x87_emit_pointers(struct translation *tr)
 	emit_byte(e, 0xc7);
 	emit_byte(e, 0x04);
 	emit_byte(e, 0x25);
-	emit_u32(e, xabs(&s->x87.fop));
+	emit_abs(e, xabs(&s->x87.fop));
 	emit_byte(e, p->fop & 0xff);
 	emit_byte(e, p->fop >> 8);
 	emit_selector(tr, SEG_CS, &s->x87_fcs);
