@@ -20,7 +20,7 @@
 send_command:
 	push	rcx
 	push	rax
-	mov	ecx, 1000
+	mov	ecx, 600000
 .wait:
 	in	al, 0x64
 	test	al, 2
@@ -35,7 +35,7 @@ send_command:
 send_data:
 	push	rcx
 	push	rax
-	mov	ecx, 1000
+	mov	ecx, 600000
 .wait:
 	in	al, 0x64
 	test	al, 2
@@ -49,7 +49,7 @@ send_data:
 	ret
 get_answer:
 	push	rcx
-	mov	ecx, 2000
+	mov	ecx, 600000
 .wait:
 	in	al, 0x64
 	test	al, 1

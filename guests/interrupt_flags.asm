@@ -75,7 +75,7 @@ branches:
 	LAPIC_WRITE DIVIDE, 0xb
 	LAPIC_WRITE LVT, 0x20000 | V		; periodic
 	LAPIC_WRITE INITIAL, 20000
-	mov	ebp, 200000000
+	mov	rbp, 20000000000		; minutes
 	mov	ebx, cell
 	sti
 	jmp	.top
@@ -88,7 +88,7 @@ PLACE .killed, OR_1
 PLACE .later, OR_1
 	cmp	dword [seen], WANTED
 	ja	.end
-	dec	ebp
+	dec	rbp
 	jz	.end
 .top:
 	xor	edx, edx

@@ -226,6 +226,8 @@ level:
 nmi_mode:
 	call	irq_forget
 	HOOK	EXC_NMI, irq_note
+	mov	al, 0x30			; no edge before that one
+	out	0x43, al
 	IOAPIC_PIN 2, 0x400
 	call	pit_once
 	WAIT_UNTIL e, cmp dword [IRQ_COUNT(2)], 1

@@ -412,7 +412,7 @@ modes:
 rates:
 	PIT_SET	0, 2, 11932
 	MASKS	0xfe, 0xff
-	mov	ebp, 20
+	mov	ebp, 300
 	sti
 .try:
 	call	irq_forget

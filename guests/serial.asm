@@ -152,7 +152,7 @@ loopback:
 
 until_data:
 	push	rcx
-	mov	ecx, 1000
+	mov	ecx, 600000
 .next:
 	call	delay_100us
 	READ	5
@@ -253,8 +253,11 @@ interrupts:
 	call	irq_forget
 	WRITE	1, 1
 	WRITE	0, 0x71
-	mov	ecx, 20
-	call	delay_ms
+	mov	ecx, 600000			; four characters' time, and what the host takes
+.timeout:
+	call	delay_100us
+	cmp	dword [IRQ_COUNT(0x64)], 0
+	loope	.timeout
 	mov	al, [iir]
 	KEEP	0x0f, 0x0c			; character time-out
 	mov	al, [data]

@@ -160,7 +160,7 @@ close_all:
 	push	rdi
 	mov	dword [stay], 0
 	mfence
-	mov	ecx, 5000
+	mov	ecx, 600000
 .wake:
 	LAPIC_WRITE 0x300, 0x000c4063
 	call	delay_100us
@@ -272,11 +272,18 @@ init_again:
 	WAIT_UNTIL a, cmp [total], eax		; it still runs
 	CHECK32	[cpu_online], GUEST_CPUS - 1
 	SEND	ebx, 0x4500
-	mov	ecx, 10
-	call	delay_ms
+	mov	ebp, 3000
+.until_it_stands:
 	mov	eax, [total]
+	mov	ecx, 20
 	call	delay_ms
-	CHECK32	[total], eax			; it stands
+	cmp	eax, [total]
+	je	.stands
+	dec	ebp
+	jnz	.until_it_stands
+.stands:
+	test	ebp, ebp
+	HOLDS	nz, "INIT stops a processor"
 	mov	qword [cpu_work + 24], 0
 	mov	dword [cpu_online], GUEST_CPUS - 2
 	SEND	ebx, 0x4600 | ap_start_page
