@@ -14,7 +14,7 @@
 
 #define DEVFN       PCI_DEVFN(3, 0)
 #define MSIX_BASE   0xf0000000ull
-#define WAIT_ROUNDS 50000
+#define WAIT_ROUNDS 600000
 
 static void lock(void *owner)
 {

@@ -11,6 +11,8 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 MODULES = 'virtio_pci,virtio_blk,virtio_net,virtio_console,virtio_rng,virtio_balloon'
 SKIPPED = 77
+# Time limits are for a quiet machine; this one may be busy, or everything slow under a sanitizer.
+PATIENCE = 20 if 'ASAN_OPTIONS' in os.environ or 'TSAN_OPTIONS' in os.environ else 6
 
 
 class Failed(Exception):
@@ -57,6 +59,7 @@ class Machine:
 
     def until(self, pattern, seconds):
         """Waits for the pattern in the output; the match."""
+        seconds *= PATIENCE
         deadline = time.monotonic() + seconds
         while not (match := re.search(pattern, self.output)):
             left = deadline - time.monotonic()
@@ -70,11 +73,11 @@ class Machine:
 
     def end(self, seconds):
         """The exit status, once everything has been read."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * PATIENCE
         while self.read(deadline - time.monotonic()):
             if time.monotonic() > deadline:
                 raise Failed('the machine does not end:\n' + self.output[-3000:])
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=10 * PATIENCE)
 
     def close(self):
         if self.process.poll() is None:
@@ -95,7 +98,7 @@ class Control:
 
     def __init__(self, path, seconds=10):
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(seconds)
+        self.socket.settimeout(seconds * PATIENCE)
         self.socket.connect(path)
         self.stream = self.socket.makefile('rw')
 

@@ -23,8 +23,8 @@
 #include "machine/state.h"
 
 #define MEMORY (160ull << 20)
-#define BOOT_S 200
-#define WORK_S 400
+#define BOOT_S 600
+#define WORK_S 1000
 
 struct guest {
 	const char *folder, *kernel, *initramfs, *disk[2];

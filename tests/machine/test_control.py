@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from guest import Control, Failed, Machine, files
+from guest import PATIENCE, Control, Failed, Machine, files
 
 MIB = 1 << 20
 SCRIPT = '''
@@ -29,11 +29,15 @@ def check(good, what):
         raise Failed(what)
 
 
-def wait_for(question, seconds, what):
-    deadline = time.monotonic() + seconds
-    while not question():
+def memory_when(control, question, seconds, what):
+    """What the machine says of its memory, once the question holds. (The guest's own figures may be old when it is slow to answer.)"""
+    deadline = time.monotonic() + seconds * PATIENCE
+    while True:
+        memory = control.memory()
+        if question(memory):
+            return memory
         if time.monotonic() > deadline:
-            raise Failed(what)
+            raise Failed(f'{what}: {memory}')
         time.sleep(0.1)
 
 
@@ -64,23 +68,22 @@ def bad_clients(path):
 
 
 def balloon(machine, control):
-    full = control.memory()
+    full = memory_when(control, lambda now: 0 < now.get('guest-free', 0) < 130 * MIB, 30, 'statistics')
     check(full['resident'] > 120 * MIB, f'the guest holds {full["resident"] // MIB} MiB only')
-    check(full['guest-total'] > 200 * MIB and full['guest-free'] < 130 * MIB, f'statistics: {full}')
+    check(full['guest-total'] > 200 * MIB, f'statistics: {full}')
     machine.send('\n')
     machine.until('@@FREE@@', 20)
     # Free page reporting: without anybody's command.
-    wait_for(lambda: control.memory()['resident'] < full['resident'] - 60 * MIB, 30, 'freed pages do not come back')
-    reported = control.memory()
+    reported = memory_when(control, lambda now: now['resident'] < full['resident'] - 60 * MIB and
+                           now['guest-free'] > full['guest-free'] + 80 * MIB, 30, 'freed pages do not come back')
     control.ask('balloon 100M')
-    wait_for(lambda: control.memory()['balloon-actual'] == 100 * MIB, 30, 'the balloon does not grow')
-    small = control.memory()
+    small = memory_when(control, lambda now: now['balloon-actual'] == 100 * MIB, 30, 'the balloon does not grow')
     check(small['balloon-target'] == 100 * MIB, 'target')
-    check(small['guest-free'] < reported['guest-free'] - 90 * MIB, 'the guest has as much memory as before')
     check(small['resident'] <= reported['resident'] + 4 * MIB, 'a balloon takes memory')
+    memory_when(control, lambda now: now['guest-free'] < reported['guest-free'] - 90 * MIB, 30, 'the guest has as much memory as before')
     control.ask('balloon 0')
-    wait_for(lambda: control.memory()['balloon-actual'] == 0, 30, 'the balloon does not shrink')
-    check(control.memory()['guest-free'] > reported['guest-free'] - 8 * MIB, 'memory does not return to the guest')
+    memory_when(control, lambda now: now['balloon-actual'] == 0, 30, 'the balloon does not shrink')
+    memory_when(control, lambda now: now['guest-free'] > reported['guest-free'] - 8 * MIB, 30, 'memory does not return to the guest')
     print(f'resident: {full["resident"] // MIB} MiB in use, {reported["resident"] // MIB} reported free, '
           f'{small["resident"] // MIB} with a balloon')
 
@@ -88,11 +91,15 @@ def balloon(machine, control):
 def pause(machine, control):
     control.ask('pause')
     control.ask('pause')
-    while machine.read(0.1) and '@@ALIVE@@' in machine.output:
+    # What it said before may still be on its way; then it is silent for longer than it ever is.
+    silent, deadline = time.monotonic(), time.monotonic() + 30 * PATIENCE
+    while time.monotonic() < silent + 2.5:
         machine.output = ''
-    time.sleep(1.5)
-    machine.read(0)
-    check('@@ALIVE@@' not in machine.output, 'a paused guest goes on')
+        machine.read(0.1)
+        if '@@ALIVE@@' in machine.output:
+            silent = time.monotonic()
+        check(time.monotonic() < deadline, 'a paused guest goes on')
+    machine.output = ''
     check(control.memory()['ram'] == 256 * MIB, 'memory of a paused machine')
     control.ask('continue')
     machine.until('@@ALIVE@@', 20)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from guest import ROOT, Failed, Machine, files
+from guest import PATIENCE, ROOT, Failed, Machine, files
 
 LINE, BLOCK, EVERY, KEEP = 24, 4096, 8, 4  # as in fsync_log.c
 SIZE = 96 << 20
@@ -145,8 +145,11 @@ def main():
                 else:
                     machine.until('@@READY', 200)
                     booting = time.monotonic() - started
-                    deadline = started + 300
-                    while not os.path.getsize(told) and time.monotonic() < deadline:
+                    deadline = time.monotonic() + 100 * PATIENCE
+                    while time.monotonic() < deadline:
+                        now = acknowledged(told, last)
+                        if now['F'] >= last['F'] + 3 and now['B'] >= last['B'] + 3:
+                            break
                         machine.read(0.02)
                     time.sleep(random.expovariate(2.5))
                 if '@@FAILED' in machine.output or machine.process.poll() is not None:

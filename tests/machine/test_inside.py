@@ -27,7 +27,7 @@ def main():
     command = [options.vmm, 'run', '--engine', 'translator', '--memory', '128M', '--debug-exit', '--no-reboot', '--console', 'none',
                '--kernel', options.guest, '--stats', '--perf-map', '--trace', 'translate']
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    error = process.communicate(timeout=120)[1].decode(errors='replace')
+    error = process.communicate(timeout=500)[1].decode(errors='replace')
     check(process.returncode == 1, f'status {process.returncode}')
 
     def counter(name):

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 
-from guest import SKIPPED, Failed, Machine, files
+from guest import PATIENCE, SKIPPED, Failed, Machine, files
 
 INSIDE = 'RING3_TEST_NAMESPACES'
 NAME, ADDRESS = 'disk.test.example', '192.0.2.77'
@@ -33,9 +33,12 @@ ip addr add $ip/$mask dev $interface; ip route add default via $router
 for server in $dns; do echo "nameserver $server" >> /etc/resolv.conf; done
 END
 chmod +x /tmp/dhcp
-udhcpc -q -n -i eth0 -s /tmp/dhcp >/dev/null 2>&1 || echo @@WRONG dhcp
+udhcpc -q -n -t 30 -i eth0 -s /tmp/dhcp >/dev/null 2>&1 || echo @@WRONG dhcp
 cat /etc/resolv.conf
-nslookup -type=a {NAME} | grep -A1 {NAME} | grep {ADDRESS} || echo @@WRONG name
+for try in 1 2 3 4 5 6 7 8 9 last; do
+	nslookup -type=a {NAME} | grep -A1 {NAME} | grep {ADDRESS} && break
+	[ $try != last ] || echo @@WRONG name
+done
 nslookup -type=a nowhere.example && echo @@WRONG no such name
 wget -q -O - http://10.0.2.2:{LOOPBACK_PORT}/ || echo @@WRONG loopback
 dd if=/dev/urandom of=/tmp/a bs=64k count=64 2>/dev/null
@@ -54,7 +57,7 @@ ip link set lo up; ip link set eth0 up
 ip addr add 198.51.100.2/24 dev eth0; ip route add default via 198.51.100.1
 n=0
 while [ $n -lt 20 ]; do
-	timeout 3 wget -q -O - http://198.51.100.1:{LOOPBACK_PORT}/ && break
+	timeout 20 wget -q -O - http://198.51.100.1:{LOOPBACK_PORT}/ && break
 	n=$((n + 1)); sleep 0.5
 done
 [ $n -lt 20 ] || echo @@WRONG passt
@@ -109,10 +112,10 @@ def finish(machine):
 
 def read_forwarded(address):
     """What the guest says on its port 80."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 30 * PATIENCE
     while time.monotonic() < deadline:
         try:
-            with socket.create_connection((address, FORWARDED), timeout=5) as connection:
+            with socket.create_connection((address, FORWARDED), timeout=20 * PATIENCE) as connection:
                 text = connection.recv(100)
                 if text:
                     return text
@@ -133,7 +136,7 @@ def user(options, folder):
         machine.until('@@LISTEN', 200)
         # Without an address only the loopback listens.
         try:
-            socket.create_connection(('198.51.100.2', FORWARDED), timeout=5).close()
+            socket.create_connection(('198.51.100.2', FORWARDED), timeout=60).close()
             raise Failed('a forwarded port is open to others')
         except ConnectionRefusedError:
             pass

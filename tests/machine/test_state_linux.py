@@ -41,7 +41,7 @@ small() { # DISK FIRST-BLOCK ROUNDS: 4 KiB at once
 		n=$((n + 1))
 	done
 }
-(while true; do ping -c 1 -W 1 10.0.2.2 >/dev/null && echo p >> /tmp/pings; done) &
+(while true; do ping -c 1 -W 5 10.0.2.2 >/dev/null && echo p >> /tmp/pings; done) &
 (while true; do dd if=/dev/hwrng bs=64 count=16 2>/dev/null | wc -c >> /tmp/random; done) &
 (n=0; while [ $n -lt 100000 ]; do echo "hvc line $n"; n=$((n + 1)); usleep 20000; done > /dev/hvc0) &
 before=$(cut -d. -f1 /proc/uptime)
@@ -53,7 +53,7 @@ small vda 16384 SMALL & d=$!
 small vdb 16384 SMALL & e=$!
 wait $a $b $c $d $e
 pings=$(wc -l < /tmp/pings); drawn=$(wc -l < /tmp/random)
-ping -c 1 -W 5 10.0.2.2 >/dev/null || echo "no ping in the end" >> /tmp/wrong
+ping -c 1 -W 20 10.0.2.2 >/dev/null || echo "no ping in the end" >> /tmp/wrong
 [ $(dd if=/dev/hwrng bs=64 count=1 2>/dev/null | wc -c) = 64 ] || echo "no random numbers in the end" >> /tmp/wrong
 [ "$pings" -gt 2 ] || echo "pings: $pings" >> /tmp/wrong
 [ "$(wc -l < /tmp/done)" = $((3 * ROUNDS)) ] || echo "rounds: $(wc -l < /tmp/done)" >> /tmp/wrong

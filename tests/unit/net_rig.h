@@ -25,7 +25,7 @@
 #include "backends/net/offload.h"
 #include "host/event_loop.h"
 
-#define RIG_PATIENCE 5000 /* ms */
+#define RIG_PATIENCE 60000 /* ms */
 
 struct rig_frame {
 	struct rig_frame *next;

@@ -377,22 +377,19 @@ static struct disk *try_open(bool read_only)
 /* And the other way round: qemu-io writes. */
 static void locked_by_qemu(void **state)
 {
-	char line[64];
-	unsigned tries = 0;
-
 	need_qemu_img();
 	run_command("truncate -s 1M l.raw");
-	FILE *qemu = popen("(echo 'write 0 512'; echo 'sleep 2000') | qemu-io -f raw l.raw 2>&1", "r");
+	FILE *qemu = popen("qemu-io -f raw l.raw >said 2>&1", "w");
 	assert_non_null(qemu);
-	for (struct disk *disk = try_open(true); disk && tries < 200; disk = try_open(true), tries++) {
-		assert_int_equal(disk_close(disk), 0);
-		usleep(5000);
+	fputs("write 0 512\n", qemu);
+	fflush(qemu);
+	for (unsigned tries = 0; command_status("grep -q wrote said") != 0; tries++) {
+		assert_true(tries < 3000);
+		usleep(20000);
 	}
-	assert_true(tries < 200);
+	assert_null(try_open(true));
 	assert_null(try_open(false));
-	while (fgets(line, sizeof(line), qemu))
-		;
-	pclose(qemu);
+	pclose(qemu); /* the end of its input */
 	struct disk *disk = try_open(false);
 	assert_non_null(disk);
 	assert_int_equal(disk_close(disk), 0);

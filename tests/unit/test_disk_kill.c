@@ -135,7 +135,7 @@ static void wait_for_lock(const char *path)
 	int fd = open(path, O_RDWR | O_CLOEXEC);
 
 	assert_true(fd >= 0);
-	for (unsigned wait = 0; wait < 20000; wait++) {
+	for (unsigned wait = 0; wait < 60000; wait++) {
 		lock.l_type = F_WRLCK;
 		lock.l_pid = 0;
 		assert_int_equal(fcntl(fd, F_OFD_GETLK, &lock), 0);
@@ -163,7 +163,7 @@ static void run_kills(const char *prepare, unsigned seed, unsigned kills)
 		if (child == 0)
 			be_killed(journal, "k.qcow2", seed + i, i & 1);
 		assert_true(child > 0);
-		for (unsigned wait = 0; wait < 5000 && !journal->started; wait++)
+		for (unsigned wait = 0; wait < 60000 && !journal->started; wait++)
 			usleep(1000);
 		usleep((unsigned)random_below(&generator, 60000));
 		kill(child, SIGKILL);

@@ -75,7 +75,7 @@ static ssize_t counted_pwritev(struct host_file *file, const struct iovec *iov, 
 {
 	if (atomic_fetch_add(&writing, 1) > 0)
 		atomic_store(&together, 1);
-	for (unsigned ms = 0; ms < 5000 && !atomic_load(&together); ms++)
+	for (unsigned ms = 0; ms < 60000 && !atomic_load(&together); ms++)
 		nanosleep(&(const struct timespec){.tv_nsec = 1000000}, NULL);
 	ssize_t done = host_file_system_ops.pwritev(file, iov, count, offset);
 	atomic_fetch_sub(&writing, 1);

@@ -249,7 +249,7 @@ static void a_member_is_stopped(void **state)
 	make_frame(frame, sizeof(frame), broadcast, net_mac(member[0].net), 0);
 	for (; sent < 300; sent++) {
 		while (!rig_send_header(&member[0], NULL, frame, sizeof(frame))) {
-			assert_true(++waits < 2000);
+			assert_true(++waits < 20000);
 			rig_run(loop, NULL, NULL, 2);
 		}
 		if (sent % 4 == 0)
@@ -257,7 +257,7 @@ static void a_member_is_stopped(void **state)
 		rig_forget(&member[1]);
 	}
 	clock_gettime(CLOCK_MONOTONIC, &end);
-	assert_true(end.tv_sec - begin.tv_sec < 10);
+	assert_true(end.tv_sec - begin.tv_sec < 60);
 	rig_expect_count(&member[1], 300);
 	kill_member(child);
 	leave(2);

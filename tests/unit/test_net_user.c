@@ -30,7 +30,7 @@ static int host_socket(int type, unsigned *port)
 	struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
 	socklen_t length = sizeof(address);
 	int fd = socket(AF_INET, type | SOCK_CLOEXEC, 0);
-	struct timeval patience = {5, 0};
+	struct timeval patience = {60, 0};
 
 	assert_true(fd >= 0);
 	assert_int_equal(bind(fd, (struct sockaddr *)&address, sizeof(address)), 0);
@@ -635,7 +635,7 @@ static void tcp_to_the_host(void **state)
 	};
 	unsigned port;
 	int server = host_socket(SOCK_STREAM, &port), peer;
-	struct timeval patience = {5, 0};
+	struct timeval patience = {60, 0};
 	struct rig_frame *answer;
 	uint32_t sequence;
 
