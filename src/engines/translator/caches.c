@@ -11,6 +11,7 @@
 
 #include "debug/lockstep.h"
 #include "engines/translator/runtime.h"
+#include "host/table_memory.h"
 
 #define PAGE_MASK    ((uint64_t)MEMORY_PAGE_SIZE - 1)
 #define NO_TAG(n)    (((uint64_t)(n) ^ 1) << 12)
@@ -137,7 +138,7 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
 
 static void drop_target(struct translator *t, unsigned view, uint64_t n)
 {
-	t->jump_rip[view][n] = NO_TARGET(n);
+	t->jump[view][n].rip = NO_TARGET(n);
 	t->jump_used[view][n / 64] &= ~(1ull << n % 64);
 }
 
@@ -146,7 +147,7 @@ static void empty_view(struct translator *t, unsigned view)
 	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
 	{
 		FOR_BITS(n, word, t->jump_used[view][word])
-		t->jump_rip[view][n] = NO_TARGET(n);
+		t->jump[view][n].rip = NO_TARGET(n);
 		t->jump_used[view][word] = 0;
 	}
 	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
@@ -166,7 +167,7 @@ void caches_empty_targets(struct translator *t)
 	for (unsigned view = 0; view < XVIEWS; view++)
 		empty_view(t, view);
 	for (unsigned n = 0; n < MMU_SPACES; n++)
-		t->space[n].targets = t->space[n].pages = 0;
+		t->space[n].pages = 0;
 }
 
 static void note_page(struct translator *t, unsigned view, unsigned n)
@@ -188,28 +189,11 @@ void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64
 	note_page(t, view, n);
 }
 
-void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
-{
-	unsigned n = rip & (XJUMP_SIZE - 1);
-
-	t->jump_rip[view][n] = rip;
-	t->jump_host[view][n] = host;
-	t->jump_used[view][n / 64] |= 1ull << n % 64;
-	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
-}
-
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
 {
 	for (unsigned n = rip & PAGE_MASK; n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE)
-		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump_host[view][n] == host)
+		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump[view][n].host == host)
 			drop_target(t, view, n);
-	for (unsigned n = 0; n < MMU_SPACES; n++) {
-		struct xspace *space = &t->space[n];
-
-		for (unsigned i = 0; i < space->targets; i++)
-			if (space->target[i].host == host)
-				space->target[i--] = space->target[--space->targets];
-	}
 }
 
 /* Does a key belong to the page of `linear`, or (shift 9) to its GiB? */
@@ -231,7 +215,7 @@ static void drop_code(struct translator *t, unsigned view, uint64_t linear)
 		return;
 	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
 	FOR_BITS(n, word, t->jump_used[view][word])
-	if (!((t->jump_rip[view][n] ^ linear) >> (large ? 30 : 12)))
+	if (!((t->jump[view][n].rip ^ linear) >> (large ? 30 : 12)))
 		drop_target(t, view, n);
 	if (key_matches(t->page_key[view][own], linear, 0))
 		t->page_key[view][own] = NO_PAGE;
@@ -268,7 +252,7 @@ static void drop_page(struct translator *t, uint64_t linear)
 
 static void forget_space(struct xspace *space)
 {
-	space->entries = space->targets = space->pages = 0;
+	space->entries = space->pages = 0;
 }
 
 void caches_forget_spaces(struct translator *t)
@@ -294,17 +278,8 @@ static void drop_nonglobal(struct translator *t)
 			empty_view(t, view);
 }
 
-static void put_targets_aside(struct translator *t, unsigned view, struct xspace *space)
+static void put_pages_aside(struct translator *t, unsigned view, struct xspace *space)
 {
-	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
-	FOR_BITS(n, word, t->jump_used[view][word])
-	{
-		if (space->targets == XSAVED)
-			break;
-		space->target[space->targets].rip = t->jump_rip[view][n];
-		space->target[space->targets].view = (uint8_t)view;
-		space->target[space->targets++].host = t->jump_host[view][n];
-	}
 	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
 	FOR_BITS(n, word, t->page_used[view][word])
 	{
@@ -349,7 +324,7 @@ static void put_aside(struct translator *t, struct xspace *space)
 	for (unsigned view = 0; view < XVIEWS; view++)
 		if (t->code_not_global[view]) {
 			if (view % MMU_VIEWS == MMU_USER && !t->code_global[view] && !t->code_large[view])
-				put_targets_aside(t, view, space);
+				put_pages_aside(t, view, space);
 			empty_view(t, view);
 		}
 }
@@ -374,8 +349,6 @@ static void put_back(struct translator *t, const struct xspace *space)
 		note_page(t, view, n);
 		t->code_half[view][0] = t->code_half[view][1] = t->code_not_global[view] = true;
 	}
-	for (unsigned i = 0; i < space->targets; i++)
-		caches_enter_target(t, space->target[i].view, space->target[i].rip, space->target[i].host);
 }
 
 static void follow_note(struct translator *t, const struct mmu_flush_note *note)
@@ -423,11 +396,22 @@ void caches_catch_up(struct translator *t)
 	}
 }
 
+void caches_destroy(struct translator *t)
+{
+	free(t->space);
+	table_unmap(t->known, sizeof(*t->known) << XKNOWN_BITS);
+	t->space = NULL;
+	t->known = NULL;
+}
+
 int caches_create(struct translator *t)
 {
 	t->space = calloc(MMU_SPACES, sizeof(*t->space));
-	if (!t->space)
+	t->known = table_map(sizeof(*t->known) << XKNOWN_BITS, false);
+	if (!t->space || !t->known) {
+		caches_destroy(t);
 		return -ENOMEM;
+	}
 	t->epoch = t->vcpu->mmu.epoch;
 	memset(t->tlb_valid, 0xff, sizeof(t->tlb_valid));
 	memset(t->jump_used, 0xff, sizeof(t->jump_used));
@@ -437,10 +421,4 @@ int caches_create(struct translator *t)
 	memset(t->page_some, 0xff, sizeof(t->page_some));
 	drop_all(t);
 	return 0;
-}
-
-void caches_destroy(struct translator *t)
-{
-	free(t->space);
-	t->space = NULL;
 }

@@ -132,31 +132,19 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 
-	emit_op_reg(e, false, 0x89, S1, S2);          /* mov r10d, r9d */
-	emit_group1(e, false, 4, S2, XJUMP_SIZE - 1); /* and */
-	emit_byte(e, 0x4e);                           /* cmp r9, [r10*8 + jump_rip] */
-	emit_byte(e, 0x3b);
-	emit_byte(e, 0x0c);
-	emit_byte(e, 0xd5);
-	emit_abs(e, xabs(t->jump_rip[tr->code_view]));
-	uint8_t *miss = emit_jump_if(e, CC_NE);
+	_Static_assert(sizeof(struct xjump) == 16, "indexed by an address shifted by four");
+	emit_rorx(e, S2, S1, 60);
+	emit_group1(e, false, 4, S2, (XJUMP_SIZE - 1) << 4);                        /* and */
+	emit_op_indexed(e, true, 0x3b, S1, S2, xabs(&t->jump[tr->code_view]->rip)); /* cmp */
+	struct pending *p = pend(tr, PENDING_INDIRECT, emit_jump_if(e, CC_NE));
 	emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
-	uint8_t *poll = emit_jump_if(e, CC_NE);
+	p->more[0] = emit_jump_if(e, CC_NE);
+	p->slot = slot;
+	p->release = release;
+	p->undo = undo;
 	if (release)
 		move_stack(tr, GUEST_RSP, release);
-	emit_byte(e, 0x42); /* jmp [r10*8 + jump_host] */
-	emit_byte(e, 0xff);
-	emit_byte(e, 0x24);
-	emit_byte(e, 0xd5);
-	emit_abs(e, xabs(t->jump_host[tr->code_view]));
-	emit_fix(e, miss);
-	emit_fix(e, poll);
-	emit_store(e, S1, xabs(&t->target));
-	emit_store_imm(e, true, xabs(&t->release), release);
-	emit_store_imm(e, true, xabs(&t->undo), undo);
-	emit_set_rip(tr, tr->rip);
-	emit_set_argument(tr, slot);
-	emit_jump_to(e, t->exit_indirect);
+	emit_op_indexed(e, false, 0xff, 4, S2, xabs(&t->jump[tr->code_view]->host)); /* jmp */
 }
 
 static void translate_push_return(struct translation *tr, const struct item *item)
@@ -381,6 +369,15 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_set_rip(tr, tr->rip);
 		emit_set_argument(tr, xblock);
 		emit_jump_to(e, t->exit_vector);
+		break;
+	case PENDING_INDIRECT:
+		emit_fix(e, p.more[0]);
+		emit_store(e, S1, xabs(&t->target));
+		emit_store_imm(e, true, xabs(&t->release), p.release);
+		emit_store_imm(e, true, xabs(&t->undo), p.undo);
+		emit_set_rip(tr, tr->rip);
+		emit_set_argument(tr, p.slot);
+		emit_jump_to(e, t->exit_indirect);
 		break;
 	case PENDING_STRING:
 		emit_pending_string(tr, &p);

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <x86intrin.h>
 
 #include "engines/interpreter/access.h"
@@ -83,6 +84,7 @@ static void unlink_block(struct translator *t, struct xblock *xblock)
 	}
 	xblock->incoming = NULL;
 	caches_forget_target(t, xblock->code_view, xblock->rip, target_of(t, xblock));
+	find_forget(t, xblock, target_of(t, xblock));
 }
 
 /* ---- code that floats ---- */
@@ -300,6 +302,7 @@ void translator_flush(struct translator *t)
 	regions_flush(t);
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
 	memset(t->crossing, 0, sizeof(t->crossing));
+	madvise(t->known, sizeof(*t->known) << XKNOWN_BITS, MADV_DONTNEED);
 	caches_empty_targets(t);
 }
 
@@ -393,14 +396,19 @@ static uint8_t classes_needed(const struct xblock *xblock)
 	return vector[xblock->vector] | (xblock->x87 ? NATIVE_X87 | NATIVE_MMX : 0);
 }
 
+static uint32_t missing_with(unsigned level)
+{
+	return level == VECTOR_NONE  ? VECTOR_ALL_MISSING
+	       : level == VECTOR_SSE ? VECTOR_ALL_MISSING - 0x100u
+	       : level == VECTOR_AVX ? VECTOR_ALL_MISSING - 0x10100u
+	                             : 0;
+}
+
 /* The registers of a level (enum vector_need) are the guest's from here on, or none. */
 static void set_live(struct translator *t, uint8_t level)
 {
 	t->vector_live = level;
-	t->vector_missing = level == VECTOR_NONE  ? VECTOR_ALL_MISSING
-	                    : level == VECTOR_SSE ? VECTOR_ALL_MISSING - 0x100u
-	                    : level == VECTOR_AVX ? VECTOR_ALL_MISSING - 0x10100u
-	                                          : 0;
+	t->vector_missing = t->missing_with_live[level];
 }
 
 /* For lockstep.c, which runs blocks alone. */
@@ -694,6 +702,7 @@ void translator_to_address(PARAMETERS)
 		caches_catch_up(t);
 		note_code(t, xblock, rip);
 		caches_enter_target(t, xblock->code_view, rip, target_of(t, xblock));
+		find_enter(t, xblock, target_of(t, xblock));
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -815,7 +824,7 @@ static const uint8_t *known_target(struct translator *t, unsigned code_view)
 	uint64_t rip = t->vcpu->state.rip;
 	unsigned n = rip & (XJUMP_SIZE - 1);
 
-	return t->jump_rip[code_view][n] == rip ? t->jump_host[code_view][n] : NULL;
+	return t->jump[code_view][n].rip == rip ? t->jump[code_view][n].host : find_target(t, code_view, rip);
 }
 
 /* Between two instructions, with all state exact: goes on at state.rip in translated code, if nothing else is to be done. */
@@ -848,6 +857,7 @@ static uint64_t go_on_translated(struct translator *t)
 		caches_catch_up(t);
 		note_code(t, xblock, vcpu->state.rip);
 		caches_enter_target(t, code_view, vcpu->state.rip, target_of(t, xblock));
+		find_enter(t, xblock, target_of(t, xblock));
 		announce(t); /* may take it away again */
 		host = known_target(t, code_view);
 		if (!host) {
@@ -1132,6 +1142,10 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->vcpu = vcpu;
 	t->avx512 = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512f");
 	t->avx = __builtin_cpu_supports("avx");
+	for (unsigned level = VECTOR_NONE; level <= VECTOR_AVX512; level++) {
+		t->vector_classes[level] = classes_needed(&(struct xblock){.vector = (uint8_t)level});
+		t->missing_with_live[level] = missing_with(level);
+	}
 	t->vector_missing = VECTOR_ALL_MISSING;
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;

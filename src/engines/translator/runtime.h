@@ -48,6 +48,17 @@ enum xstring_result translator_string(struct translator *t, const struct xsite *
 /* What comes after another result than XSTRING_DONE, for site exit_argument: SLOW_*. May raise. */
 uint64_t translator_string_slow(struct translator *t, enum xstring_result result);
 
+/* find.c */
+void find_enter(struct translator *t, const struct xblock *xblock, const uint8_t *host);
+void find_forget(struct translator *t, const struct xblock *xblock, const uint8_t *host);
+/* The executable address for `rip`, which `jump` has then; or NULL. The caches have been caught up. */
+const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t rip);
+/*
+ * An indirect transfer to translator->target, with registers that C may change in the vCPU block: where it goes on, RSP
+ * included, or 0: translator_to_address() knows. Touches no vector registers.
+ */
+uint64_t translator_find(struct translator *t);
+
 /* crossing.c: instructions that cross into another page; the others' blocks are left alone. */
 bool crossing_possible(const struct translator *t, const struct block *block);
 void crossing_add(struct translator *t, struct xblock *xblock);

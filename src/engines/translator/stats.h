@@ -22,12 +22,14 @@
 	X(enters, "entries into translated code")                                                                      \
 	X(leave_link, "exits: link not made, remapped or stale")                                                       \
 	X(leave_indirect, "exits: indirect target not in its cache")                                                   \
+	X(found, "indirect targets found by their physical address")                                                   \
 	X(leave_slot, "exits: instruction is the interpreter's")                                                       \
 	X(leave_event, "exits: interrupt or request waits")                                                            \
 	X(leave_call_out, "exits: what a called-out instruction did")                                                  \
 	X(call_outs, "instructions called out, block goes on")                                                         \
 	X(sensitive, "sensitive instructions called out, goes on translated")                                          \
 	X(leave_vector, "exits: vector registers wanted")                                                              \
+	X(raised, "vector registers wanted, loaded at once")                                                           \
 	X(leave_fault, "exits: host fault")                                                                            \
 	X(slow_miss, "slow accesses: filled the TLB")                                                                  \
 	X(probes, "checks of groups that missed")                                                                      \

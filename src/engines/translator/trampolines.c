@@ -11,6 +11,9 @@ static const uint8_t mapped[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RBX, RB
 #define MAPPED (sizeof(mapped) / sizeof(mapped[0]))
 static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
 
+#define S1 R9
+#define S2 R10
+
 static uint32_t gpr(const struct translator *t, unsigned guest)
 {
 	return xabs(&t->vcpu->state.gpr[guest]);
@@ -334,6 +337,76 @@ static void emit_string(struct emitter *e, struct translator *t)
 	emit_jump_to(e, t->exit_slot);
 }
 
+/* An indirect transfer's target is looked for; if it is not found, to C. */
+static void emit_indirect(struct emitter *e, struct translator *t)
+{
+	t->exit_indirect = e->at;
+	emit_changed(e, t, 0x89);
+	emit_move_imm64(e, RDI, (uintptr_t)t);
+	emit_move_imm64(e, RAX, (uintptr_t)translator_find);
+	emit_byte(e, 0xff); /* call rax */
+	emit_byte(e, 0xd0);
+	emit_move(e, S2, RAX);
+	emit_changed(e, t, 0x8b);
+	emit_op_reg(e, true, 0x85, S2, S2); /* test */
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_load(e, S1, xabs(&t->target));
+	emit_op_reg(e, false, 0xff, 4, S2); /* jmp */
+	emit_fix(e, none);
+	emit_exit(e, t, translator_to_address);
+}
+
+/* movzx reg, byte [base + disp] */
+static void emit_load8(struct emitter *e, unsigned reg, unsigned base, uint32_t disp)
+{
+	emit_byte(e, 0x40 | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0));
+	emit_byte(e, 0x0f);
+	emit_byte(e, 0xb6);
+	emit_byte(e, 0x80 | (reg & 7) << 3 | (base & 7));
+	emit_u32(e, disp);
+}
+
+/*
+ * A block was reached whose vector registers are not there, exit_argument and S2: they are loaded and it is entered by B,
+ * where nothing else is in the way; or to C.
+ */
+static void emit_vector(struct emitter *e, struct translator *t)
+{
+	uint8_t *slow[3];
+
+	t->exit_vector = e->at;
+	emit_load(e, S1, xabs(&t->lockstep));
+	emit_op_reg(e, true, 0x85, S1, S1); /* test */
+	slow[0] = emit_jump_if(e, CC_NE);
+	emit_op_base(e, false, 0x80, 7, S2, offsetof(struct xblock, x87)); /* cmp */
+	emit_byte(e, 0);
+	uint8_t *without = emit_jump_if(e, CC_E);
+	emit_compare8_abs(e, xabs(&t->vcpu->x87_missing), 0);
+	slow[1] = emit_jump_if(e, CC_NE);
+	emit_fix(e, without);
+	emit_load8(e, S1, S2, offsetof(struct xblock, vector));
+	emit_load8(e, S1, S1, xabs(t->vector_classes));
+	emit_op_abs(e, false, 0x84, S1, xabs(&t->vcpu->classes_disabled)); /* test */
+	slow[2] = emit_jump_if(e, CC_NE);
+	emit_store(e, RAX, gpr(t, RAX));
+	emit_vectors(e, t, xabs(&t->vector_live), true);
+	emit_load8(e, RAX, S2, offsetof(struct xblock, vector));
+	emit_op_abs(e, false, 0x88, RAX, xabs(&t->vector_live));
+	emit_shift_imm(e, 4, RAX, 2);
+	emit_op_indexed(e, false, 0x8b, RAX, RAX, xabs(t->missing_with_live));
+	emit_store32(e, RAX, xabs(&t->vector_missing));
+	emit_vectors(e, t, xabs(&t->vector_live), false);
+	emit_increment_abs(e, xabs(&t->counters.raised));
+	emit_load(e, RAX, gpr(t, RAX));
+	emit_op_base(e, true, 0x8b, S2, S2, offsetof(struct xblock, entry_b));
+	emit_move_imm64(e, S1, (uint64_t)(t->arena.execute - t->arena.write));
+	emit_op_reg(e, true, 0x01, S1, S2);
+	emit_op_reg(e, false, 0xff, 4, S2); /* jmp */
+	for (unsigned n = 0; n < 3; n++)
+		emit_fix(e, slow[n]);
+	emit_exit(e, t, translator_to_vector);
+}
+
 bool translator_emit_trampolines(struct translator *t)
 {
 	uint8_t *memory = code_arena_allocate(&t->arena, TRAMPOLINES_SIZE, 64);
@@ -346,15 +419,15 @@ bool translator_emit_trampolines(struct translator *t)
 	emit_enter(&e, t);
 	t->exit_slot = emit_exit(&e, t, translator_to_slot);
 	t->exit_link = emit_exit(&e, t, translator_to_link);
-	t->exit_indirect = emit_exit(&e, t, translator_to_address);
 	t->exit_fault = emit_exit(&e, t, translator_to_fault);
-	t->exit_vector = emit_exit(&e, t, translator_to_vector);
 	emit_slow(&e, t);
 	emit_probe(&e, t);
 	emit_range(&e, t);
 	emit_call_out(&e, t);
 	emit_sensitive(&e, t);
 	emit_string(&e, t);
+	emit_indirect(&e, t);
+	emit_vector(&e, t);
 	code_arena_publish();
 	return !e.full;
 }

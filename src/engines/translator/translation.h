@@ -106,7 +106,8 @@ struct pending {
 		PENDING_STREAM,
 		PENDING_STREAM_SUM,
 		PENDING_RANGE,
-		PENDING_RANGE_GROUP
+		PENDING_RANGE_GROUP,
+		PENDING_INDIRECT
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -119,6 +120,7 @@ struct pending {
 	struct xrange *range;             /* of PENDING_RANGE and _RANGE_GROUP */
 	uint8_t stream, reg;              /* of PENDING_STREAM */
 	int32_t disp;
+	int32_t release, undo;       /* of PENDING_INDIRECT */
 	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
 	uint64_t target;             /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */

@@ -45,8 +45,9 @@
 
 #define XTLB_BITS    12
 #define XTLB_ENTRIES (1u << XTLB_BITS)
-#define XJUMP_BITS   15
+#define XJUMP_BITS   16
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
+#define XKNOWN_BITS  16
 #define XPAGE_SIZE   16384u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
@@ -63,6 +64,20 @@ struct xtlb_entry {
 	uint64_t tag;  /* linear page, or one that does not belong into this slot */
 	uint64_t host; /* the page's host address */
 };
+
+/* A target of indirect transfers, by its linear address. */
+struct xjump {
+	uint64_t rip; /* or one that does not belong into this slot */
+	const uint8_t *host;
+};
+
+/* The same by its physical address, whatever address space is current (find.c). */
+struct xknown {
+	uint64_t key;  /* physical address and code view; 0: none */
+	uint64_t page; /* the linear page that the translation is for, or XKNOWN_FLOATS */
+	const uint8_t *host;
+};
+#define XKNOWN_FLOATS 1u
 
 /* Which vector registers a block uses: each includes the ones before. */
 enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
@@ -153,10 +168,10 @@ struct xsite {
 
 /*
  * What was in the caches of an address space that is not current, and comes back with it: entries that are not global,
- * and how user code is reached.
+ * and which pages user code is in.
  */
 struct xspace {
-	unsigned entries, targets, pages;
+	unsigned entries, pages;
 	uint64_t aliased; /* counters.aliased then */
 	uint64_t watches; /* t->watches then: write entries are void when a page was watched since */
 	struct {
@@ -165,11 +180,6 @@ struct xspace {
 		uint8_t view;
 		bool write, large;
 	} entry[XSAVED];
-	struct {
-		uint64_t rip;
-		const uint8_t *host;
-		uint8_t view;
-	} target[XSAVED];
 	struct {
 		uint64_t key;
 		uint16_t index;
@@ -231,8 +241,7 @@ struct translator {
 	uint64_t tlb_delta[MMU_VIEWS][XTLB_ENTRIES]
 	                  [2]; /* host minus linear address of `tlb`'s read and write entries */
 	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
-	uint64_t jump_rip[XVIEWS][XJUMP_SIZE];             /* indirect targets; 1: empty */
-	const uint8_t *jump_host[XVIEWS][XJUMP_SIZE];
+	struct xjump jump[XVIEWS][XJUMP_SIZE];
 	uint64_t page_key[XVIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 	/* For 32-bit code: the last offset that FS and GS reach, or -1 where they are not plain writable data. */
 	int64_t segment_last[2];
@@ -249,6 +258,7 @@ struct translator {
 	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
 	uint64_t watches;
 	struct xspace *space; /* MMU_SPACES of them */
+	struct xknown *known;
 	struct aliases *aliases;
 
 	uint64_t code_page; /* where the page is whose floating code runs */
@@ -269,8 +279,10 @@ struct translator {
 	uint64_t string_missing; /* XSTRING_MISS: the address, and whether it is to be written */
 	bool string_missing_write;
 	uint32_t flags;
-	uint32_t vector_missing; /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
-	uint8_t vector_live;     /* enum vector_need: which are the guest's now */
+	uint8_t vector_classes[4];     /* by enum vector_need: what vcpu->classes_disabled must not forbid, */
+	uint32_t missing_with_live[4]; /* and vector_missing where it is live */
+	uint32_t vector_missing;       /* byte n not 0: blocks that need n (enum vector_need) cannot run at once */
+	uint8_t vector_live;           /* enum vector_need: which are the guest's now */
 	uint32_t fault_vector;
 
 	struct vcpu *vcpu;

@@ -1,0 +1,83 @@
+/*
+ * Targets of indirect transfers that are not among the last ones of this address space (struct translator's `jump`), found
+ * without leaving translated code: the page's key says what its physical address is, and `known` what was translated from
+ * there. So what was known before an address space switch, of another process, or of more targets than `jump` has room for,
+ * costs some loads.
+ *
+ * Built without vector instructions: called with the guest's vector registers in the host's.
+ */
+#include "engines/translator/runtime.h"
+
+#define KNOWN_SIZE (1u << XKNOWN_BITS)
+#define NO_PAGE    UINT64_MAX
+#define PAGE_MASK  ((uint64_t)MEMORY_PAGE_SIZE - 1)
+
+static uint64_t key_of(uint64_t physical, unsigned code_view)
+{
+	return physical | (uint64_t)(code_view + 1) << 56;
+}
+
+static struct xknown *slot_of(const struct translator *t, uint64_t physical)
+{
+	return &t->known[(physical ^ physical >> XKNOWN_BITS) & (KNOWN_SIZE - 1)];
+}
+
+void find_enter(struct translator *t, const struct xblock *xblock, const uint8_t *host)
+{
+	struct xknown *known = slot_of(t, xblock->block->physical);
+
+	known->key = key_of(xblock->block->physical, xblock->code_view);
+	known->page = xblock->floating ? XKNOWN_FLOATS : xblock->rip & ~PAGE_MASK;
+	known->host = host;
+}
+
+void find_forget(struct translator *t, const struct xblock *xblock, const uint8_t *host)
+{
+	struct xknown *known = slot_of(t, xblock->block->physical);
+
+	if (known->host == host)
+		*known = (struct xknown){0};
+}
+
+void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
+{
+	unsigned n = rip & (XJUMP_SIZE - 1);
+
+	t->jump[view][n].rip = rip;
+	t->jump[view][n].host = host;
+	t->jump_used[view][n / 64] |= 1ull << n % 64;
+	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
+const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t rip)
+{
+	uint64_t key = t->page_key[code_view][rip >> 12 & (XPAGE_SIZE - 1)];
+
+	/* As xpage_key() makes it. */
+	if (key == NO_PAGE || key >> 36 != (rip >> 21 & 0xfffffff) || !cpu_canonical(rip))
+		return NULL;
+	uint64_t physical = (key & 0xfffffffff) << 12 | (rip & PAGE_MASK);
+	const struct xknown *known = slot_of(t, physical);
+	if (known->key != key_of(physical, code_view) ||
+	    (known->page != XKNOWN_FLOATS && known->page != (rip & ~PAGE_MASK)))
+		return NULL;
+	caches_enter_target(t, code_view, rip, known->host);
+	return known->host;
+}
+
+uint64_t translator_find(struct translator *t)
+{
+	struct vcpu *vcpu = t->vcpu;
+	const struct interpreter *interpreter = interpreter_of(vcpu);
+	unsigned code_view = vcpu->mmu.view + (interpreter->mode == MODE_64 ? 0 : MMU_VIEWS);
+
+	if (atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || vcpu->mmu.stop || interpreter->cache_full ||
+	    t->lockstep)
+		return 0;
+	const uint8_t *host = find_target(t, code_view, t->target);
+	if (!host)
+		return 0;
+	t->counters.found++;
+	vcpu->state.gpr[RSP] = (vcpu->state.gpr[RSP] + t->release) & interpreter->rip_mask;
+	return (uintptr_t)host;
+}
