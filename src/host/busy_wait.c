@@ -8,6 +8,8 @@
 #define HOLE_NS  200000u   /* of our own time: a hypervisor, or somebody else who has much to do on this processor, */
 #define PAUSE_NS 20000000u /* ... and then we sleep like everybody */
 #define LEAST_NS 4000u
+#define LOOKS_NS 15000u
+#define SLEEP_NS 30000u
 
 uint64_t busy_wait_now(void)
 {
@@ -73,4 +75,21 @@ void busy_wait_slept(struct busy_wait *wait, bool looked)
 		wait->limit = BUSY_WAIT_NS;
 	else if (looked)
 		wait->limit = wait->limit > LEAST_NS ? wait->limit / 2 : 0;
+}
+
+void busy_wait_sleep(void)
+{
+	nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
+}
+
+void busy_wait_thread(uint64_t *since)
+{
+	uint64_t now = busy_wait_now();
+
+	if (!*since)
+		*since = now;
+	if (now - *since < LOOKS_NS)
+		__builtin_ia32_pause();
+	else
+		busy_wait_sleep();
 }

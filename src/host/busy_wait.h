@@ -29,3 +29,12 @@ bool busy_wait_begin(struct busy_wait *wait);
 bool busy_wait_goes_on(struct busy_wait *wait);
 /* The thread slept after all; `looked`: what busy_wait_begin() said. */
 void busy_wait_slept(struct busy_wait *wait, bool looked);
+
+/*
+ * Another thread of ours is about to do something, in a microsecond or so unless the host has taken its processor away: one look was in
+ * vain. Pauses, or, after some microseconds of that, sleeps for some so that the other can run. `since` is 0 at first. It does not
+ * sched_yield() in a loop: for each of these newer kernels charge a whole time slice, and who waits often would get nothing any more.
+ */
+void busy_wait_thread(uint64_t *since);
+/* Gives the processor away for some microseconds. */
+void busy_wait_sleep(void);

@@ -16,6 +16,7 @@
 #include "host/log.h"
 #include "machine/clock.h"
 #include "machine/lifecycle.h"
+#include "machine/overcommit.h"
 #include "machine/pc.h"
 
 static void lock_devices(void *owner)
@@ -59,6 +60,7 @@ static int create_vcpu(struct machine *machine, unsigned index)
 	vcpu->model = &machine->model;
 	vcpu->trace = &machine->trace;
 	vcpu->engine = machine->engine;
+	overcommit_init(vcpu);
 	vcpu->lapic = lapic_group_attach(machine->lapics, index, vcpu);
 	int error = mmu_create(vcpu);
 	if (error)

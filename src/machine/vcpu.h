@@ -103,6 +103,8 @@ struct vcpu {
 	uint64_t code_context; /* what chained code was decoded for: mode, privilege, TLB epoch */
 	const void *executing; /* the decoded instruction under way while state.rip is only its block's; else NULL */
 
+	bool overcommitted; /* the machine has more vCPUs than the host CPUs (overcommit.h) */
+
 	unsigned index;          /* 0 is the bootstrap processor; also the initial APIC ID */
 	struct machine *machine; /* NULL in tests without a machine */
 	struct memory *memory;

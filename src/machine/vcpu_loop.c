@@ -17,6 +17,7 @@
 #include "host/busy_wait.h"
 #include "host/log.h"
 #include "machine/lifecycle.h"
+#include "machine/overcommit.h"
 #include "x86/exceptions.h"
 
 #define HALT_LOOKS 16u /* for a kick, between two of the clock */
@@ -138,6 +139,7 @@ static void *vcpu_main(void *argument)
 {
 	struct vcpu *vcpu = argument;
 
+	overcommit_thread(vcpu);
 	for (;;) {
 		/* Cleared before the run state is read: whoever changes that kicks afterwards. */
 		atomic_fetch_and(&vcpu->attention, ~(uint32_t)ATTENTION_EXIT);

@@ -5,7 +5,6 @@
  * when it is full the oldest part is emptied for what comes next. A dead block (its page was written) stays where it is
  * until then, but its bytes are compared first: often the page was written elsewhere.
  */
-#include <sched.h>
 #include "engines/interpreter/cache.h"
 #include "engines/translator/translator.h"
 
@@ -305,8 +304,8 @@ static uint32_t watch_code(struct vcpu *vcpu, uint64_t physical)
 		note_cost(interpreter_of(vcpu)->cache, physical >> MEMORY_PAGE_SHIFT, before);
 	}
 	atomic_fetch_sub(&memory->watch_handshakes, 1);
-	while (!first && atomic_load(&memory->watch_handshakes))
-		sched_yield();
+	for (uint64_t since = 0; !first && atomic_load(&memory->watch_handshakes);)
+		busy_wait_thread(&since);
 	return generation;
 }
 

@@ -2,12 +2,9 @@
  * MOV, MOVZX, MOVSX, MOVSXD, LEA, XCHG, BSWAP, CBW and its like, NOP, XLAT. MOVs to and from segment, control and debug
  * registers are elsewhere.
  */
-#include <sched.h>
-
 #include "engines/interpreter/decode.h"
+#include "machine/overcommit.h"
 #include "x86/system.h"
-
-#define PAUSES_TO_YIELD 32768 /* some milliseconds: on a busy host who yields is away for as long */
 
 /* Register, register; register, immediate. */
 #define MOVE(bits)                                                                                                     \
@@ -184,8 +181,10 @@ WIDEN(cqo, 64, DX, (int64_t)REG64(AX) >> 63)
  */
 static void pause_spin(PARAMETERS)
 {
-	if (++vcpu->counters.pauses % PAUSES_TO_YIELD == 0)
-		sched_yield();
+	unsigned often = vcpu->overcommitted ? PAUSES_TO_SLEEP_OVERCOMMITTED : PAUSES_TO_YIELD;
+
+	if (++vcpu->counters.pauses % often == 0)
+		overcommit_spins(vcpu);
 	NEXT;
 }
 

@@ -4,7 +4,6 @@
 #include "engines/translator/runtime.h"
 
 #include <errno.h>
-#include <sched.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +14,7 @@
 #include "engines/interpreter/cache.h"
 #include "debug/lockstep.h"
 #include "debug/perf_map.h"
+#include "host/busy_wait.h"
 #include "host/table_memory.h"
 #include "machine/machine.h"
 #include "memory/memory.h"
@@ -223,11 +223,11 @@ static void forget_written(struct translator *t)
 /* Until a processor has left translated code, or has seen request `number`: on any thread. */
 static void wait_for(struct translator *t, const _Atomic uint32_t *seen, uint32_t number)
 {
-	uint64_t since = 0;
+	uint64_t since = 0, first_look = 0;
 
 	while (atomic_load(&t->in_code) && (int32_t)(atomic_load(seen) - number) < 0) {
 		since = since ? since : __rdtsc();
-		sched_yield();
+		busy_wait_thread(&first_look);
 	}
 	if (!since)
 		return;
@@ -353,23 +353,12 @@ static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
 	       !interpreter_of((struct vcpu *)vcpu)->no_links && !second_page_written(xblock);
 }
 
-static bool asked(const struct translator *t)
-{
-	return atomic_load_explicit(&t->watch_request, memory_order_relaxed) !=
-	           atomic_load_explicit(&t->watch_seen, memory_order_relaxed) ||
-	       atomic_load_explicit(&t->vcpu->memory->code_writes, memory_order_relaxed) !=
-	           atomic_load_explicit(&t->code_seen, memory_order_relaxed);
-}
-
 /*
  * Translated code is about to run: in_code first, then the look at the request; translator_page_watched() of another
  * vCPU does it the other way round, with a barrier for all threads in between.
  */
 static void announce(struct translator *t)
 {
-	/* Who asked waits, and where the host has fewer processors perhaps for this one. */
-	if (unlikely(t->overcommitted) && unlikely(asked(t)))
-		sched_yield();
 	atomic_store_explicit(&t->in_code, 1, memory_order_relaxed);
 	atomic_signal_fence(memory_order_seq_cst);
 	uint32_t request = atomic_load_explicit(&t->watch_request, memory_order_acquire);
@@ -1122,14 +1111,6 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 
 /* ---- making one ---- */
 
-/* That this process may use. */
-static unsigned host_cpus(void)
-{
-	cpu_set_t set;
-
-	return sched_getaffinity(0, sizeof(set), &set) ? UINT32_MAX : (unsigned)CPU_COUNT(&set);
-}
-
 struct translator *translator_create(struct vcpu *vcpu)
 {
 	if ((uint64_t)(uintptr_t)(vcpu + 1) > INT32_MAX || !__builtin_cpu_supports("bmi2")) {
@@ -1149,7 +1130,6 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->vector_missing = VECTOR_ALL_MISSING;
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
-	t->overcommitted = vcpu->machine && vcpu->machine->options.cpus > host_cpus();
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
 	uint64_t share = vcpu->machine && vcpu->machine->options.code_cache
 	                     ? vcpu->machine->options.code_cache / vcpu->machine->options.cpus

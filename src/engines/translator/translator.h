@@ -328,7 +328,6 @@ struct translator {
 	struct perf_map *perf_map;                 /* or NULL */
 	struct lockstep *lockstep;                 /* or NULL: debug/lockstep.h */
 	void (*plant)(uint8_t *code, size_t size); /* for tests: spoils the code of a block that was just translated */
-	bool overcommitted;                        /* more processors than the host has */
 	_Atomic uint64_t longest_wait;             /* ticks, of those that wait for this processor; any thread */
 	uint64_t longest_eviction;                 /* ticks */
 	bool count_executed;                       /* translated code counts what it executes */
