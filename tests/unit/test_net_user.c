@@ -828,6 +828,51 @@ static void connections_come_and_go(void **state)
 	close_user();
 }
 
+/*
+ * The host's program has closed its socket, and the guest goes on sending: what comes first is answered with a reset, and what comes next
+ * finds a broken pipe. That ends this connection and no other.
+ */
+static void peer_is_gone(void **state)
+{
+	uint8_t frame[128];
+	unsigned port;
+	int server = host_socket(SOCK_STREAM, &port);
+
+	open_user("user,ipv6=off");
+	send_arp(1, broadcast, GUEST, GATEWAY);
+	for (unsigned i = 0; i < 5; i++) {
+		unsigned own = 12000 + i;
+		struct rig_frame *got;
+		uint32_t sequence;
+		bool finished;
+		int peer;
+
+		rig_send(&rig, frame, make_tcp(frame, own, port, 5000, 0, 0x02, 1460, false, NULL, 0));
+		got = next_to_port(own);
+		assert_int_equal(got->data[47], 0x12);
+		sequence = rig_get32(got->data + 38) + 1;
+		free(got);
+		send_tcp(own, port, 5001, sequence, 0x10, NULL, 0);
+		peer = accept(server, NULL, NULL);
+		assert_true(peer >= 0);
+		close(peer);
+		do {
+			got = next_to_port(own);
+			finished = got->data[47] & 0x01;
+			free(got);
+		} while (!finished);
+		for (unsigned n = 0; n < 20; n++)
+			send_tcp(own, port, 5001 + n, sequence + 1, 0x18, "x", 1);
+		rig_run(loop, NULL, NULL, 5);
+		rig_forget(&rig);
+	}
+	send_arp(1, broadcast, GUEST, GATEWAY);
+	free(next_of_type(0x0806));
+	assert_true(net_link(rig.net));
+	close(server);
+	close_user();
+}
+
 /* Random and damaged frames: nothing breaks, and the network goes on. The seed is printed. */
 static void hostile_frames(void **state)
 {
@@ -1065,6 +1110,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(restricted),
 	    cmocka_unit_test(device_without_buffers),
 	    cmocka_unit_test(connections_come_and_go),
+	    cmocka_unit_test(peer_is_gone),
 	    cmocka_unit_test(hostile_frames),
 	    cmocka_unit_test(detach_and_attach),
 	    cmocka_unit_test(process_dies),

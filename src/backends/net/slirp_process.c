@@ -114,6 +114,7 @@ static _Noreturn void process_main(void)
 
 	prctl(PR_SET_NAME, SLIRP_PROCESS_NAME);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGPIPE, SIG_IGN); /* libslirp sends to peers that are gone */
 	if (recv(SLIRP_PROCESS_SOCKET, &options, sizeof(options), 0) != sizeof(options))
 		_exit(1); /* the parent is gone already */
 	if (!error)
