@@ -48,6 +48,7 @@ struct lockstep {
 		bool written;
 	} shadow[SHADOWS_MAX];
 	uint8_t *copies;
+	unsigned ran; /* parts of the block that the interpreter began */
 	/* The interpreter stopped at the slot. */
 	struct insn saved;
 	bool stopped;
@@ -103,6 +104,28 @@ uint64_t lockstep_units(const struct lockstep *l)
 const char *lockstep_report(const struct lockstep *l)
 {
 	return l->report;
+}
+
+/* ---- the parts of a translated block ---- */
+
+static unsigned parts_of(const struct xblock *xblock)
+{
+	return 1u + xblock->more_count;
+}
+
+static const struct block *part_of(const struct xblock *xblock, unsigned n)
+{
+	return n ? xblock->more[n - 1] : xblock->block;
+}
+
+static uint64_t base_of(const struct xblock *xblock, unsigned n)
+{
+	return n ? xblock->more_base[n - 1] : 0;
+}
+
+static bool has_slot(const struct block *block, const struct insn *slot)
+{
+	return slot && slot >= block->insn && (const uint8_t *)slot < block->bytes;
 }
 
 /* ---- state ---- */
@@ -217,26 +240,30 @@ static uint32_t hot_of(uint32_t flags)
  */
 static uint32_t tolerated_flags(struct lockstep *l)
 {
-	const struct block *block = l->xblock->block;
 	uint32_t tolerated = l->start_flags ^ l->start.flags;
 	ZydisDecoder decoder;
-	unsigned end = l->exit == LOCKSTEP_SLOT ? l->slot->offset : block->length;
 
-	guest_decoder_init(&decoder, block->mode & MODE_SIZE, l->vcpu->model);
-	for (unsigned at = 0; at < end;) {
-		ZydisDecodedInstruction i;
+	guest_decoder_init(&decoder, l->xblock->block->mode & MODE_SIZE, l->vcpu->model);
+	for (unsigned n = 0; n < l->ran; n++) {
+		const struct block *block = part_of(l->xblock, n);
+		bool here = l->exit == LOCKSTEP_SLOT && has_slot(block, l->slot);
+		unsigned end = here ? l->slot->offset : block->length;
 
-		if (!ZYAN_SUCCESS(
-		        ZydisDecoderDecodeInstruction(&decoder, NULL, block->bytes + at, block->length - at, &i)))
-			return ~0u;
-		const ZydisAccessedFlags *f = i.cpu_flags;
-		if (f) {
-			/* A shift by a count of 0 changes none. */
-			if (i.meta.category != ZYDIS_CATEGORY_SHIFT && i.meta.category != ZYDIS_CATEGORY_ROTATE)
-				tolerated &= ~hot_of(f->modified | f->set_0 | f->set_1);
-			tolerated |= hot_of(f->undefined);
+		for (unsigned at = 0; at < end;) {
+			ZydisDecodedInstruction i;
+
+			if (!ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoder, NULL, block->bytes + at,
+			                                                block->length - at, &i)))
+				return ~0u;
+			const ZydisAccessedFlags *f = i.cpu_flags;
+			if (f) {
+				/* A shift by a count of 0 changes none. */
+				if (i.meta.category != ZYDIS_CATEGORY_SHIFT && i.meta.category != ZYDIS_CATEGORY_ROTATE)
+					tolerated &= ~hot_of(f->modified | f->set_0 | f->set_1);
+				tolerated |= hot_of(f->undefined);
+			}
+			at += i.length;
 		}
-		at += i.length;
 	}
 	return tolerated;
 }
@@ -369,18 +396,23 @@ static void compare_exceptions(struct lockstep *l, const struct registers *truth
 static void show_code(struct lockstep *l)
 {
 	const struct xblock *xblock = l->xblock;
-	const struct block *block = xblock->block;
-	unsigned bits = block->mode == MODE_64 ? 64 : 32;
+	unsigned bits = xblock->block->mode == MODE_64 ? 64 : 32;
 	char text[128];
 
 	say(l, "guest code%s:\n", l->exit == LOCKSTEP_SLOT ? ", up to the mark" : "");
-	for (unsigned at = 0; at < block->length;) {
-		unsigned length =
-		    disassemble(block->bytes + at, block->length - at, bits, l->start.rip + at, text, sizeof(text));
-		bool here = (l->exit == LOCKSTEP_SLOT || l->exit == LOCKSTEP_FAULT) && l->slot && l->slot->offset == at;
+	for (unsigned n = 0; n < parts_of(xblock); n++) {
+		const struct block *block = part_of(xblock, n);
+		uint64_t rip = l->start.rip + base_of(xblock, n);
 
-		say(l, " %c%016" PRIx64 " %s\n", here ? '>' : ' ', l->start.rip + at, text);
-		at += length;
+		for (unsigned at = 0; at < block->length;) {
+			unsigned length =
+			    disassemble(block->bytes + at, block->length - at, bits, rip + at, text, sizeof(text));
+			bool here = (l->exit == LOCKSTEP_SLOT || l->exit == LOCKSTEP_FAULT) &&
+			            has_slot(block, l->slot) && l->slot->offset == at;
+
+			say(l, " %c%016" PRIx64 " %s\n", here ? '>' : ' ', rip + at, text);
+			at += length;
+		}
 	}
 	say(l, "host code:\n");
 	for (const uint8_t *at = xblock->code; at < xblock->code + xblock->size;) {
@@ -408,8 +440,8 @@ static void fail(struct lockstep *l)
 /* Did the interpreter leave a repeated string instruction in its middle, because something waits? */
 static bool left_in_string(struct lockstep *l, uint64_t rip)
 {
-	const struct block *block = l->xblock->block;
-	uint64_t at = rip - l->start.rip;
+	const struct block *block = part_of(l->xblock, l->ran - 1);
+	uint64_t at = rip - l->start.rip - base_of(l->xblock, l->ran - 1);
 	ZydisDecoder decoder;
 	ZydisDecodedInstruction i;
 
@@ -497,12 +529,20 @@ static void run_translated(struct lockstep *l,
 	caches_empty_tlb(l->t);
 }
 
+/* The interpreter is behind a part: does the block go on where it is? */
+static bool in_next_part(struct lockstep *l)
+{
+	const struct xblock *xblock = l->xblock;
+
+	return l->ran < parts_of(xblock) && l->vcpu->state.rip == l->start.rip + base_of(xblock, l->ran) &&
+	       atomic_load(part_of(xblock, l->ran)->generation_now) == part_of(xblock, l->ran)->generation;
+}
+
 /* The same instructions in the interpreter. True: it raised an exception. */
 static bool run_interpreted(struct lockstep *l, struct registers *truth)
 {
 	struct vcpu *vcpu = l->vcpu;
 	struct interpreter *interpreter = interpreter_of(vcpu);
-	const struct insn *first = &l->xblock->block->insn[1];
 	jmp_buf fault, *old = vcpu->fault_target;
 	uint64_t context = vcpu->code_context;
 	volatile bool raised = false;
@@ -512,12 +552,21 @@ static bool run_interpreted(struct lockstep *l, struct registers *truth)
 		((struct insn *)l->slot)->run = stop_here;
 	}
 	l->stopped = false;
+	l->ran = 0;
 	vcpu->code_context = UNLINKED;
 	vcpu->fault_target = &fault;
-	if (!_setjmp(fault))
-		first->run(vcpu, first, l->start.flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
-	else
+	if (!_setjmp(fault)) {
+		uint32_t flags = l->start.flags;
+
+		do {
+			const struct insn *first = &part_of(l->xblock, l->ran++)->insn[1];
+
+			first->run(vcpu, first, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+			flags = flags_load(vcpu);
+		} while (!l->stopped && in_next_part(l));
+	} else {
 		raised = true;
+	}
 	vcpu->fault_target = old;
 	vcpu->code_context = context;
 	interpreter->pending = NULL;
@@ -525,6 +574,14 @@ static bool run_interpreted(struct lockstep *l, struct registers *truth)
 		*(struct insn *)l->slot = l->saved;
 	take(l, truth, &l->truth_vector, l->stopped ? l->stopped_flags : flags_load(vcpu));
 	return raised;
+}
+
+/* It ended a part that the translated code went on behind, and went elsewhere. */
+static bool went_elsewhere(const struct lockstep *l, uint64_t rip)
+{
+	const struct block *block = part_of(l->xblock, l->ran - 1);
+
+	return !has_slot(block, l->slot) && rip - l->start.rip - base_of(l->xblock, l->ran - 1) >= block->length;
 }
 
 static void go_on(struct lockstep *l, const struct insn *slot, uint32_t flags)
@@ -581,7 +638,7 @@ void lockstep_unit(struct lockstep *l, const struct xblock *xblock, uint32_t fla
 	}
 	memory_log_reset(vcpu->memory);
 	bool raised = run_interpreted(l, &truth);
-	if (l->exit == LOCKSTEP_SLOT && !raised && !l->stopped) {
+	if (l->exit == LOCKSTEP_SLOT && !raised && !l->stopped && !went_elsewhere(l, truth.rip)) {
 		/* The interpreter left earlier: it wrote code, or hit a watchpoint. */
 		l->t->counters.lockstep_uncertain++;
 		return;
@@ -589,7 +646,7 @@ void lockstep_unit(struct lockstep *l, const struct xblock *xblock, uint32_t fla
 	compare(l, &truth, raised);
 	if (raised)
 		longjmp(*vcpu->fault_target, 1);
-	if (l->exit == LOCKSTEP_SLOT) {
+	if (l->exit == LOCKSTEP_SLOT && l->stopped) {
 		go_on(l, l->slot, l->stopped_flags);
 		return;
 	}

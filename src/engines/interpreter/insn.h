@@ -87,6 +87,7 @@ struct block {
 	bool rooted;          /* the translator's: it cannot float */
 	bool apart;           /* the translator's: its accesses shall not share checks, too many of those failed */
 	bool hot;             /* the translator's: its first entries came quickly one after the other */
+	bool extended;        /* the translator's: its translation went on in another block */
 	bool open;            /* the last instruction is not terminal: a slot that ends the block follows it */
 	uint64_t scattered;   /* the translator's: instructions whose accesses jump about, bit n: of number n */
 	uint64_t second_page; /* all ones: the block ends with bytes that are no instruction */

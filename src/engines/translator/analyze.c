@@ -343,6 +343,8 @@ uint8_t settle_after(const struct translation *tr, const struct item *item)
 	while (dead && ++item < tr->item + tr->count) {
 		dead &= ~item->killed;
 		count++;
+		if (item->on && item->kind == KIND_JCC) /* not past what must see an interrupt first */
+			return count;
 	}
 	return dead ? count + tr->settle : count;
 }
@@ -405,26 +407,83 @@ static bool repeatable(const struct item *item)
 	}
 }
 
-/* Decodes the block. False: nothing of it is worth it. */
-bool first_pass(struct translation *tr)
+uint64_t part_rip(const struct translation *tr, unsigned part)
 {
-	const struct block *block = tr->block;
-	unsigned offset = 0;
-	bool useful = false;
+	return tr->rip + tr->part[part].base;
+}
 
-	while (tr->count < block->count && tr->count < BLOCK_MAX) {
+const uint8_t *item_bytes(const struct translation *tr, const struct item *item)
+{
+	const struct part *part = &tr->part[item->part];
+
+	return part->block->bytes + (item->offset - part->base);
+}
+
+/* The block that `link` led to last, if it is as hot as the one that leads there and has no translation yet. */
+static struct block *hot_block(const struct translation *tr, const struct link *link, uint64_t target)
+{
+	const struct vcpu *vcpu = tr->t->vcpu;
+	uint64_t page = tr->floating ? vcpu->state.rip & ~0xfffull : 0;
+	struct block *block = link_block(vcpu, link, page + target);
+
+	if (!block || block->mode != tr->block->mode || block->crosses || block->rooted ||
+	    block->physical != ((tr->block->physical & ~0xfffull) | (target & 0xfff)) ||
+	    block->generation != tr->block->generation || tr->count + block->count > BLOCK_MAX)
+		return NULL;
+	return translator_is_hot(tr->t, block, tr->block->extended || tr->block->hot) ? block : NULL;
+}
+
+/*
+ * Where a translation goes on behind its last part: what follows a branch, or its target, is made part of it. So
+ * accesses share checks, flags stay where they are, and no jump is taken. Forward and in the page only: what leads back
+ * has to look for interrupts, and nobody needs to know more of the page than that it was written.
+ */
+static bool find_part(struct translation *tr)
+{
+	struct item *last = &tr->item[tr->count - 1];
+	uint64_t from = tr->rip + last->offset, target, next = from + last->i.length;
+	struct block *block = tr->part[last->part].block, *taken, *other = NULL;
+
+	if ((last->kind != KIND_JCC && last->kind != KIND_JMP) || tr->parts == XPARTS || tr->block->crosses)
+		return false;
+	target = branch_target(tr, last);
+	if (!direct(tr, from, target) || target == next)
+		return false;
+	taken = hot_block(tr, &block->link[TAKEN], target);
+	if (last->kind == KIND_JCC && direct(tr, from, next))
+		other = hot_block(tr, &block->link[NOT_TAKEN], next);
+	if (other && (!taken || other->insn[0].immediate >= taken->insn[0].immediate)) {
+		taken = other;
+		target = next;
+	}
+	if (!taken)
+		return false;
+	tr->part[tr->parts++] = (struct part){.block = taken, .base = (uint16_t)(target - tr->rip)};
+	last->on = true;
+	return true;
+}
+
+/* Decodes a part. False: it cannot be done. */
+static bool add_part(struct translation *tr, unsigned part, bool *useful)
+{
+	const struct block *block = tr->part[part].block;
+	unsigned offset = 0;
+
+	for (unsigned n = 0; n < block->count && tr->count < BLOCK_MAX; n++) {
 		struct item *item = &tr->item[tr->count];
 
 		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(tr->decoder, block->bytes + offset, block->length - offset,
 		                                         &item->i, item->operand)))
 			return false;
-		item->offset = (uint16_t)offset;
+		item->offset = (uint16_t)(tr->part[part].base + offset);
+		item->part = (uint8_t)part;
+		item->on = false;
 		item->form = NULL;
 		item->kind = classify(tr, item, block->bytes + offset);
 		if (tr->t->lockstep && !repeatable(item))
 			item->kind = KIND_FALLBACK;
-		item->slot = find_slot(block, tr->count);
-		item->slots = count_slots(block, item, tr->count);
+		item->slot = find_slot(block, n);
+		item->slots = count_slots(block, item, n);
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		if (item->kind == KIND_SYSTEM || item->kind == KIND_SYSTEM_END)
 			item->read |= system_flags(item);
@@ -435,17 +494,60 @@ bool first_pass(struct translation *tr)
 		if (item->kind == KIND_GENERIC && uses_x87(item))
 			tr->x87 = true;
 		if (item->kind != KIND_FALLBACK)
-			useful = true;
+			*useful = true;
 		if (ends_block(item))
 			break;
 	}
-	const struct item *last = &tr->item[tr->count - 1];
-	if (!useful)
+	return true;
+}
+
+/* Behind the first part: what comes there shall not make the first one need more registers when it is entered. */
+static void add_parts(struct translation *tr)
+{
+	while (find_part(tr)) {
+		unsigned count = tr->count;
+		uint8_t vector = tr->vector;
+		bool x87 = tr->x87, useful;
+
+		if (add_part(tr, tr->parts - 1, &useful) && tr->vector == vector && tr->x87 == x87)
+			continue;
+		tr->parts--;
+		tr->count = count;
+		tr->item[count - 1].on = false;
+		tr->vector = vector;
+		tr->x87 = x87;
+		break;
+	}
+	tr->block->extended |= tr->parts > 1;
+}
+
+/* Flags that the way out at a branch that the translation goes on behind may want. */
+static uint32_t wanted_aside(struct translation *tr, const struct item *item)
+{
+	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
+	uint64_t target = branch_target(tr, item);
+
+	if (item->kind == KIND_JMP)
+		return 0;
+	return flags_wanted(tr, part_rip(tr, item->part + 1u) == target ? next : target, NULL);
+}
+
+/* Decodes the block. False: nothing of it is worth it. */
+bool first_pass(struct translation *tr)
+{
+	bool useful = false;
+
+	tr->part[0] = (struct part){.block = tr->block};
+	tr->parts = 1;
+	if (!add_part(tr, 0, &useful) || !useful)
 		return false;
-	uint32_t live = flags_wanted_after(tr, last, &tr->settle);
+	add_parts(tr);
+	uint32_t live = flags_wanted_after(tr, &tr->item[tr->count - 1], &tr->settle);
 	for (unsigned n = tr->count; n-- > 0;) {
 		struct item *item = &tr->item[n];
 
+		if (item->on)
+			live |= wanted_aside(tr, item);
 		item->live_after = live;
 		if (item->kind == KIND_FALLBACK)
 			live = ALL_FLAGS;
@@ -454,7 +556,7 @@ bool first_pass(struct translation *tr)
 		item->live_before = live;
 	}
 	/* Mapped otherwise, the second page may make it another instruction, found out when the block has been entered. */
-	if (block->crosses)
+	if (tr->block->crosses)
 		tr->item[0].live_before = ALL_FLAGS;
 	return true;
 }

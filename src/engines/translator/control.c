@@ -59,16 +59,25 @@ static bool apart(const struct translation *tr, uint64_t target)
 	return tr->loose && (!tr->floating || !in_page(tr, target) || crosses_at(tr, target));
 }
 
-/* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
-static bool direct(const struct translation *tr, uint64_t from, uint64_t target)
+bool direct(const struct translation *tr, uint64_t from, uint64_t target)
 {
 	return in_page(tr, target) && target > from && !apart(tr, target);
+}
+
+/* The last instruction of the part that is emitted. */
+static const struct item *last_of_part(const struct translation *tr)
+{
+	unsigned n = tr->count - 1;
+
+	while (tr->item[n].part != tr->now)
+		n--;
+	return &tr->item[n];
 }
 
 /* A direct transfer where no link leads, flags kept. */
 static void exit_apart(struct translation *tr, uint64_t target)
 {
-	const struct item *last = &tr->item[tr->count - 1];
+	const struct item *last = last_of_part(tr);
 	bool pushed = last->kind == KIND_CALL;
 
 	tr->in_register = false;
@@ -125,8 +134,8 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	link_jump(tr, link, emit_jump(e));
 }
 
-/* An indirect transfer: target in S1, flags kept. `release`: bytes to add to RSP when it succeeds
- * (RET); `undo`: when the interpreter has to do it again (CALL). */
+/* An indirect transfer: target in S1 (where entries look for it), flags kept. `release`: bytes to add to RSP when it
+ * succeeds (RET); `undo`: when the interpreter has to do it again (CALL). */
 void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo)
 {
 	struct translator *t = tr->t;
@@ -163,10 +172,11 @@ static void translate_push_return(struct translation *tr, const struct item *ite
 	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
 
-/* The target of an indirect branch into S1. Flags are kept before. */
-static void translate_target(struct translation *tr, const struct item *item)
+/* Where the target of an indirect branch is, S1 or its own register. Flags are kept before. */
+static unsigned translate_target(struct translation *tr, const struct item *item)
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
+	unsigned reg = S1;
 	bool high;
 
 	if (is_memory(o)) {
@@ -174,12 +184,39 @@ static void translate_target(struct translation *tr, const struct item *item)
 
 		emit_op_sum(&tr->e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
 	} else {
-		unsigned value = value_of(tr, (unsigned)operand_gpr(o, &high), S1);
-
-		if (value != S1)
-			emit_op_reg(&tr->e, !tr->code32, 0x89, value, S1);
+		reg = value_of(tr, (unsigned)operand_gpr(o, &high), S1);
+		/* 32-bit code may have left something above, and a CALL moves the stack pointer. */
+		if (tr->code32 || reg == GUEST_RSP) {
+			emit_op_reg(&tr->e, !tr->code32, 0x89, reg, S1);
+			reg = S1;
+		}
 	}
-	tr->delta_in_s1 = NO_GROUP;
+	if (reg == S1)
+		tr->delta_in_s1 = NO_GROUP;
+	return reg;
+}
+
+/* check_canonical() of a code address, quick in the view's own half. */
+static void check_target(struct translation *tr, const struct item *item, unsigned reg)
+{
+	struct emitter *e = &tr->e;
+	bool user = tr->view == MMU_USER;
+
+	emit_move(e, S2, reg);
+	emit_shift_imm(e, user ? 5 : 7, S2, 47); /* shr, sar */
+	if (!user)
+		emit_group1(e, true, 0, S2, 1); /* add */
+	tr->in_register = false;
+	struct pending *p = pend(tr, PENDING_TARGET, emit_jump_if(e, CC_NE));
+	p->slot = item->slot;
+	p->reg = (uint8_t)reg;
+	p->resume = e->at;
+}
+
+/* Does the translation go on at `target` behind this instruction? */
+static bool follows(const struct translation *tr, const struct item *item, uint64_t target)
+{
+	return part_rip(tr, item->part + 1u) == target;
 }
 
 void translate_terminal(struct translation *tr, const struct item *item)
@@ -189,17 +226,17 @@ void translate_terminal(struct translation *tr, const struct item *item)
 
 	switch (item->kind) {
 	case KIND_JMP:
-		exit_direct(tr, from, branch_target(tr, item));
+		if (!item->on)
+			exit_direct(tr, from, branch_target(tr, item));
 		break;
 	case KIND_JCC: {
 		flags_want(tr);
-		unsigned opcode = tr->block->bytes[item->offset + item->i.raw.prefix_count];
-		unsigned condition =
-		    (opcode == 0x0f ? tr->block->bytes[item->offset + item->i.raw.prefix_count + 1] : opcode) & 15;
+		const uint8_t *opcode = item_bytes(tr, item) + item->i.raw.prefix_count;
+		unsigned condition = (opcode[0] == 0x0f ? opcode[1] : opcode[0]) & 15;
 		uint64_t target = branch_target(tr, item), other = next;
 
 		/* What is backward is likely a loop, and stays in line. */
-		if (target <= from) {
+		if (item->on ? follows(tr, item, target) : target <= from) {
 			condition ^= 1;
 			other = target;
 			target = next;
@@ -209,7 +246,8 @@ void translate_terminal(struct translation *tr, const struct item *item)
 			link_jump(tr, new_link(tr, target, tr->in_register), taken);
 		else
 			pend(tr, PENDING_TAKEN, taken)->target = target;
-		exit_direct(tr, from, other);
+		if (!item->on)
+			exit_direct(tr, from, other);
 		break;
 	}
 	case KIND_CALL:
@@ -219,19 +257,25 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		break;
 	case KIND_JMP_INDIRECT:
 		flags_keep(tr, ALL_FLAGS);
-		translate_target(tr, item);
+		unsigned to = translate_target(tr, item);
+		if (to != S1)
+			emit_move(e, S1, to);
 		tr->in_register = false;
 		exit_indirect(tr, item->slot, 0, 0);
 		break;
 	case KIND_CALL_INDIRECT: {
 		flags_keep(tr, ALL_FLAGS);
-		translate_target(tr, item);
+		unsigned reg = translate_target(tr, item);
 		/* A target that is not canonical is the CALL's #GP, before it pushes. */
 		if (!tr->code32)
-			check_canonical(tr, item);
-		emit_store(e, S1, xabs(&tr->t->target));
+			check_target(tr, item, reg);
+		if (reg == S1)
+			emit_store(e, S1, xabs(&tr->t->target));
 		translate_push_return(tr, item);
-		emit_load(e, S1, xabs(&tr->t->target));
+		if (reg == S1)
+			emit_load(e, S1, xabs(&tr->t->target));
+		else
+			emit_move(e, S1, reg);
 		exit_indirect(tr, item->slot, 0, (int)tr->stack_size);
 		break;
 	}
@@ -306,6 +350,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	struct pending p = tr->pending[n];
 
 	tr->in_register = p.in_register;
+	tr->now = p.part;
 	tr->view = p.view;
 	tr->code_view = p.code_view;
 	tr->in_memory = p.in_memory;
@@ -335,7 +380,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_window_miss(tr, &p);
 		break;
 	case PENDING_TAKEN:
-		exit_direct(tr, tr->rip + tr->item[tr->count - 1].offset, p.target);
+		exit_direct(tr, tr->rip + last_of_part(tr)->offset, p.target);
 		break;
 	case PENDING_STUB:
 		p.link->stub = e->at;
@@ -361,6 +406,14 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	case PENDING_SLOT:
 		exit_to_slot(tr, p.slot);
 		break;
+	case PENDING_TARGET: {
+		uint8_t *odd = emit_unless_canonical(e, p.reg);
+
+		emit_jump_to(e, p.resume);
+		emit_fix(e, odd);
+		exit_to_slot(tr, p.slot);
+		break;
+	}
 	case PENDING_VECTOR:
 		if (p.save) {
 			emit_load(e, RCX, xabs(&t->target));
@@ -375,7 +428,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_store(e, S1, xabs(&t->target));
 		emit_store_imm(e, true, xabs(&t->release), p.release);
 		emit_store_imm(e, true, xabs(&t->undo), p.undo);
-		emit_set_rip(tr, tr->rip);
+		emit_set_rip(tr, part_rip(tr, tr->now));
 		emit_set_argument(tr, p.slot);
 		emit_jump_to(e, t->exit_indirect);
 		break;

@@ -67,6 +67,7 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	p->shadow = tr->shadow;
 	p->view = tr->view;
 	p->code_view = tr->code_view;
+	p->part = tr->now;
 	p->in_register = tr->in_register;
 	p->in_memory = tr->in_memory;
 	p->pointers = tr->pointers;
@@ -93,7 +94,7 @@ struct xsite *new_site(struct translation *tr, const struct item *item, unsigned
 	    .length = item->i.length,
 	    .waits = item->form && item->form->waits,
 	    .pointers = tr->pointers,
-	    .rip = tr->rip,
+	    .rip = part_rip(tr, item->part),
 	    .floating = tr->floating,
 	    .inside = item->inside,
 	    .settle = settle_after(tr, item),
@@ -233,7 +234,7 @@ void exit_to_slot(struct translation *tr, const struct insn *slot)
 {
 	flags_keep(tr, ALL_FLAGS);
 	x87_emit_pointers(tr);
-	emit_set_rip(tr, tr->rip);
+	emit_set_rip(tr, part_rip(tr, tr->now));
 	emit_set_argument(tr, slot);
 	emit_jump_to(&tr->e, tr->t->exit_slot);
 }
@@ -249,17 +250,22 @@ void call_out(struct translation *tr, const struct item *item)
 	tr->in_memory = true;
 }
 
+uint8_t *emit_unless_canonical(struct emitter *e, unsigned reg)
+{
+	emit_move(e, S2, reg);
+	emit_shift_imm(e, 4, S2, 16); /* shl, sar */
+	emit_shift_imm(e, 7, S2, 16);
+	emit_op_reg(e, true, 0x39, reg, S2);
+	return emit_jump_if(e, CC_NE);
+}
+
 /* Leaves to the interpreter when S1 is not canonical. Flags have been kept; destroys S2. */
 void check_canonical(struct translation *tr, const struct item *item)
 {
-	struct emitter *e = &tr->e;
+	uint8_t *odd = emit_unless_canonical(&tr->e, S1);
 
-	emit_move(e, S2, S1);
-	emit_shift_imm(e, 4, S2, 16); /* shl, sar */
-	emit_shift_imm(e, 7, S2, 16);
-	emit_op_reg(e, true, 0x39, S1, S2);
 	tr->in_register = false;
-	pend(tr, PENDING_SLOT, emit_jump_if(e, CC_NE))->slot = item->slot;
+	pend(tr, PENDING_SLOT, odd)->slot = item->slot;
 }
 
 /* An address that is known here: no index to compute, and the page's host address need not wait for the tag. */

@@ -279,6 +279,15 @@ void translator_advance(struct translator *t)
 	translator_note_eviction(t, __rdtsc() - before);
 }
 
+static bool goes_on_in(const struct xblock *xblock, const struct block *block)
+{
+	unsigned n = 0;
+
+	while (n < xblock->more_count && xblock->more[n] != block)
+		n++;
+	return n < xblock->more_count;
+}
+
 void translator_block_gone(struct translator *t, struct block *block)
 {
 	/* Of several translations of one block the last is in its slot; the others are found by its page. */
@@ -286,6 +295,8 @@ void translator_block_gone(struct translator *t, struct block *block)
 		next = xblock->next_in_page;
 		if (xblock->block == block)
 			runtime_forget_block(t, xblock, false);
+		else if (goes_on_in(xblock, block))
+			runtime_forget_block(t, xblock, true);
 	}
 	if (block->insn[0].run == translated) {
 		struct xblock *xblock = (struct xblock *)block->insn[0].pointer;
@@ -503,6 +514,14 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 	slot->pointer = xblock;
 	slot->run = translated;
 	return TRANSLATED;
+}
+
+bool translator_is_hot(const struct translator *t, const struct block *block, bool also_translated)
+{
+	const struct insn *slot = &block->insn[0];
+
+	return slot->run == translated ? also_translated
+	                               : slot->run == translator_heat && slot->immediate >= t->heat / 2;
 }
 
 #define HEAT_STEP  10    /* entries between looks at the clock */

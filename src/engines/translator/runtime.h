@@ -72,6 +72,9 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
 #define TRAMPOLINES_SIZE 16384u
 #define STRING_ROOM      65536u
 
+/* Is this block about to be translated, or (`also_translated`) was it? */
+bool translator_is_hot(const struct translator *t, const struct block *block, bool also_translated);
+
 /* Shall a translation of this block float? */
 bool runtime_floats(const struct translator *t, const struct block *block);
 

@@ -13,6 +13,7 @@
 #define TRANSLATOR_COUNTERS(X)                                                                                         \
 	X(blocks, "blocks translated")                                                                                 \
 	X(floating, "of them floating")                                                                                \
+	X(extended, "of them of several blocks of the interpreter")                                                    \
 	X(bytes, "host code, bytes")                                                                                   \
 	X(instructions, "guest instructions in it")                                                                    \
 	X(fallbacks, "instructions in it that the interpreter does")                                                   \

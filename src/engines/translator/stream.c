@@ -18,7 +18,7 @@
 
 /* ---- analysis ---- */
 
-/* Is this a loop of one block, that nothing needs to be told at its head? */
+/* Is this a loop, with or without ways out of it, that nothing needs to be told at its head? */
 bool is_loop(const struct translation *tr)
 {
 	const struct item *last = &tr->item[tr->count - 1];
@@ -26,7 +26,8 @@ bool is_loop(const struct translation *tr)
 	if (last->kind != KIND_JCC || branch_target(tr, last) != tr->rip || tr->item[0].live_before)
 		return false;
 	for (unsigned n = 0; n + 1 < tr->count; n++)
-		if (tr->item[n].kind != KIND_GENERIC && tr->item[n].kind != KIND_LEA && tr->item[n].kind != KIND_NOP)
+		if (tr->item[n].kind != KIND_GENERIC && tr->item[n].kind != KIND_LEA && tr->item[n].kind != KIND_NOP &&
+		    !tr->item[n].on)
 			return false;
 	return true;
 }

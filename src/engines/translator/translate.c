@@ -99,8 +99,7 @@ static void translate_generic(struct translation *tr, const struct item *item)
 			written |= 1u << gpr;
 	}
 	new_site(tr, item, item->form->memory_size, item->form->writes_memory);
-	if (!rewrite_instruction(e, &tr->own_decoder, &item->i, item->operand, tr->block->bytes + item->offset, map,
-	                         &where))
+	if (!rewrite_instruction(e, &tr->own_decoder, &item->i, item->operand, item_bytes(tr, item), map, &where))
 		tr->failed = true;
 	for (unsigned gpr = R9; gpr <= R11; gpr++)
 		if (written >> gpr & 1)
@@ -206,17 +205,23 @@ static void translate_leave(struct translation *tr, const struct item *item)
 	emit_access(tr, 0x8b, RBP, &where);
 }
 
-/* --stats: how many instructions this block does. One that ends with a fallback is counted by the interpreter, whole. */
-static void emit_count_executed(struct translation *tr)
+/*
+ * --stats: how many instructions a part of the block does, the one that `n` begins. One that ends with a fallback is
+ * counted by the interpreter, whole.
+ */
+static void emit_count_executed(struct translation *tr, unsigned n)
 {
 	uint32_t abs = xabs(&tr->t->counters.executed);
+	unsigned end = n;
 
-	const struct item *last = &tr->item[tr->count - 1];
+	while (end < tr->count && tr->item[end].part == tr->item[n].part)
+		end++;
+	const struct item *last = &tr->item[end - 1];
 
 	if (last->kind == KIND_FALLBACK && ends_block(last))
 		return;
 	emit_load(&tr->e, S2, abs);
-	emit_lea(&tr->e, S2, S2, (int32_t)tr->count);
+	emit_lea(&tr->e, S2, S2, (int32_t)(end - n));
 	emit_store(&tr->e, S2, abs);
 }
 
@@ -230,7 +235,7 @@ static bool kept_first(const struct translation *tr)
 
 		if (item->read & live || item->kind == KIND_JMP)
 			return false;
-		if (item->kind != KIND_NOP && item->kind != KIND_LEA &&
+		if (item->kind != KIND_NOP && item->kind != KIND_LEA && item->kind != KIND_JCC &&
 		    (item->kind != KIND_GENERIC || item->form->memory_size))
 			return true;
 		live &= ~item->killed;
@@ -253,6 +258,7 @@ static void emit_entries(struct translation *tr, struct xblock *xblock)
 	struct emitter *e = &tr->e;
 	uint32_t live_in = tr->item[0].live_before;
 
+	tr->now = 0;
 	tr->in_register = live_in != 0;
 	tr->in_memory = false;
 	if (kept_first(tr)) {
@@ -289,11 +295,12 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	emit_void_streams(tr);
 	xblock->entry_loop = e->at;
 	emit_crossing_check(tr);
-	if (t->count_executed)
-		emit_count_executed(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
 
+		tr->now = item->part;
+		if (t->count_executed && (n == 0 || item[-1].part != item->part))
+			emit_count_executed(tr, n);
 		if (tr->pointers) /* what follows may use S1 */
 			tr->delta_in_s1 = NO_GROUP;
 		if (item->kind == KIND_FALLBACK || item->kind >= KIND_STRING)
@@ -375,7 +382,7 @@ static const char *why_ended(const struct translation *tr, char text[64])
 		snprintf(text, 64, "%s is the interpreter's", ZydisMnemonicGetString(last->i.mnemonic));
 	else if (ends_block(last))
 		snprintf(text, 64, "control transfer");
-	else if (tr->count == tr->block->count && end >= 4096 - ZYDIS_MAX_INSTRUCTION_LENGTH)
+	else if (end >= 4096 - ZYDIS_MAX_INSTRUCTION_LENGTH)
 		snprintf(text, 64, "end of the page");
 	else
 		snprintf(text, 64, "%u instructions are enough", tr->count);
@@ -397,8 +404,8 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 	for (unsigned n = 0; n < tr->count; n++) {
 		const struct item *item = &tr->item[n];
 
-		disassemble(tr->block->bytes + item->offset, item->i.length, tr->code32 ? 32 : 64, rip + item->offset,
-		            text, sizeof(text));
+		disassemble(item_bytes(tr, item), item->i.length, tr->code32 ? 32 : 64, rip + item->offset, text,
+		            sizeof(text));
 		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  %016llx %s%s",
 		      (unsigned long long)(rip + item->offset), text,
 		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
@@ -491,6 +498,11 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		xblock->second_generation = block->second_generation;
 	}
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX < end ? code + CODE_MAX : end};
+	for (unsigned n = 1; n < tr->parts; n++) {
+		xblock->more[n - 1] = tr->part[n].block;
+		xblock->more_base[n - 1] = tr->part[n].base;
+	}
+	xblock->more_count = (uint8_t)(tr->parts - 1);
 	find_groups(tr);
 	tr->xblock = xblock;
 	second_pass(tr, xblock);
@@ -521,6 +533,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		               t->vcpu->state.rip);
 	t->counters.blocks++;
 	t->counters.floating += tr->floating;
+	t->counters.extended += tr->parts > 1;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.instructions += tr->count;
 	for (unsigned n = 0; n < tr->count; n++)

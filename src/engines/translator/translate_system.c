@@ -249,7 +249,7 @@ void translate_system(struct translation *tr, const struct item *item)
 /* The slots of the block's last instruction. */
 static unsigned slots_to_end(const struct translation *tr, const struct item *item)
 {
-	return (unsigned)((const struct insn *)tr->block->bytes - item->slot);
+	return (unsigned)((const struct insn *)tr->part[item->part].block->bytes - item->slot);
 }
 
 void call_sensitive(struct translation *tr, const struct item *item)

@@ -53,6 +53,15 @@ enum kind {
 	KIND_SYSTEM_END,
 };
 
+/*
+ * A block that goes on in the next one (analyze.c): a part is one of the interpreter's blocks, and begins `base` bytes
+ * behind the translation's first instruction, in the same page.
+ */
+struct part {
+	struct block *block;
+	uint16_t base;
+};
+
 struct item {
 	ZydisDecodedInstruction i;
 	ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
@@ -60,7 +69,9 @@ struct item {
 	const struct native_form *form;
 	const struct insn *slot;
 	uint8_t slots; /* how many, 0: the instruction is terminal */
-	uint16_t offset;
+	uint8_t part;
+	bool on;               /* what follows it in the guest's code, or its target, is the next item */
+	uint16_t offset;       /* from the translation's first byte */
 	uint32_t read, killed; /* flags */
 	uint32_t live_before, live_after;
 	/* Where its code ends, and whether flags are in EFLAGS there: for a call-out of the whole instruction. */
@@ -97,6 +108,7 @@ struct pending {
 		PENDING_POLL,
 		PENDING_VECTOR,
 		PENDING_SLOT,
+		PENDING_TARGET,
 		PENDING_STRING,
 		PENDING_GROUP,
 		PENDING_WINDOW,
@@ -115,10 +127,11 @@ struct pending {
 	const struct item *item; /* of PENDING_SLOW */
 	struct xlink *link;
 	const struct insn *slot;
+	unsigned part;                    /* where it was jumped from */
 	unsigned view, code_view;         /* of the translation, where it was jumped from */
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
 	struct xrange *range;             /* of PENDING_RANGE and _RANGE_GROUP */
-	uint8_t stream, reg;              /* of PENDING_STREAM */
+	uint8_t stream, reg;              /* of PENDING_STREAM; reg: of PENDING_TARGET */
 	int32_t disp;
 	int32_t release, undo;       /* of PENDING_INDIRECT */
 	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
@@ -134,8 +147,11 @@ struct translation {
 	struct translator *t;
 	struct block *block;
 	struct emitter e;
+	struct part part[XPARTS];
+	unsigned parts;
 	struct item item[BLOCK_MAX];
 	unsigned count;
+	unsigned now;   /* the part of what is emitted */
 	uint8_t settle; /* behind the block, see struct xlink */
 	uint64_t rip; /* floating: the offset in the page, so that code_page is to be added to all addresses of code */
 	bool floating, loose;     /* as in struct xblock */
@@ -185,6 +201,8 @@ bool ends_block(const struct item *item);
 uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle);
 uint8_t settle_after(const struct translation *tr, const struct item *item); /* see struct xlink */
 bool in_page(const struct translation *tr, uint64_t target);                 /* in the block's own */
+const uint8_t *item_bytes(const struct translation *tr, const struct item *item);
+uint64_t part_rip(const struct translation *tr, unsigned part);
 uint64_t branch_target(const struct translation *tr, const struct item *item);
 bool is_memory(const ZydisDecodedOperand *o);
 bool address_possible(const struct item *item);
@@ -217,6 +235,8 @@ void emit_code_address(struct translation *tr, unsigned reg, uint64_t address);
 void emit_set_argument(struct translation *tr, const volatile void *pointer);
 void exit_to_slot(struct translation *tr, const struct insn *slot);
 void call_out(struct translation *tr, const struct item *item);
+/* The jump that is taken where `reg` is not canonical. Destroys EFLAGS and S2. */
+uint8_t *emit_unless_canonical(struct emitter *e, unsigned reg);
 void check_canonical(struct translation *tr, const struct item *item);
 void lower_memory(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size,
                   bool write);
@@ -277,6 +297,8 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
 void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
 void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
 void translate_terminal(struct translation *tr, const struct item *item);
+/* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
+bool direct(const struct translation *tr, uint64_t from, uint64_t target);
 void emit_checks_keeping_flags(struct translation *tr);
 void emit_checks(struct translation *tr);
 void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);

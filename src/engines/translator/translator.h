@@ -56,6 +56,7 @@
 #define XSAVED       512u
 #define XHEAT        50
 #define CALL_OUT_MAX 7   /* slots of one instruction */
+#define XPARTS       6   /* blocks in one translation */
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 #define XFLOAT       4   /* the same where it will float */
 #define XFLOAT_BITS  17
@@ -93,11 +94,15 @@ struct xblock {
 	const uint8_t *code;       /* writable view */
 	uint32_t size;             /* of the code, in bytes */
 	struct block *block;       /* NULL: gone, and this with it */
-	uint32_t generation;       /* of the page when it was translated */
-	uint8_t view, code_view;   /* enum mmu_view; below XVIEWS */
-	uint8_t vector;            /* enum vector_need */
-	bool x87;                  /* uses the x87 unit */
-	bool flagged;              /* flags are live at the entry: A and B differ */
+	/* Those that it goes on in, in the same page; offsets from the first one. */
+	struct block *more[XPARTS - 1];
+	uint16_t more_base[XPARTS - 1];
+	uint8_t more_count;
+	uint32_t generation;     /* of the page when it was translated */
+	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
+	uint8_t vector;          /* enum vector_need */
+	bool x87;                /* uses the x87 unit */
+	bool flagged;            /* flags are live at the entry: A and B differ */
 	bool floating;
 	bool loose; /* where its page floats: what links cannot do, indirect transfers do */
 	/* Of an instruction that crosses into another page: that page's generation, now and when translated; or NULL. */
