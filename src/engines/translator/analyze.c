@@ -501,15 +501,17 @@ static bool add_part(struct translation *tr, unsigned part, bool *useful)
 	return true;
 }
 
-/* Behind the first part: what comes there shall not make the first one need more registers when it is entered. */
+/* Behind the first part. In a kernel, what comes there shall not make the first one need vector registers. */
 static void add_parts(struct translation *tr)
 {
+	bool any = tr->view == MMU_USER && tr->block->hot;
+
 	while (find_part(tr)) {
 		unsigned count = tr->count;
 		uint8_t vector = tr->vector;
 		bool x87 = tr->x87, useful;
 
-		if (add_part(tr, tr->parts - 1, &useful) && tr->vector == vector && tr->x87 == x87)
+		if (add_part(tr, tr->parts - 1, &useful) && (tr->vector == vector || any) && tr->x87 == x87)
 			continue;
 		tr->parts--;
 		tr->count = count;

@@ -54,6 +54,43 @@ static void give_back(struct translation *tr, unsigned taken)
 			emit_load(&tr->e, pool[n], xabs(&tr->t->borrowed[slot++]));
 }
 
+/* Does an instruction give this register a new value whatever the old one was? */
+static bool only_written(const struct item *item, int gpr)
+{
+	const ZydisDecodedOperand *o = item->operand;
+	bool high;
+
+	for (unsigned n = 0; n < item->i.operand_count; n++)
+		if (operand_gpr(&o[n], &high) == gpr && o[n].size < 32)
+			return false;
+	switch (item->i.mnemonic) {
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_SUB:
+		return o[1].type == ZYDIS_OPERAND_TYPE_REGISTER && o[0].type == ZYDIS_OPERAND_TYPE_REGISTER &&
+		       o[0].reg.value == o[1].reg.value;
+	case ZYDIS_MNEMONIC_MOV:
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD:
+	case ZYDIS_MNEMONIC_MOVD:
+	case ZYDIS_MNEMONIC_MOVQ:
+	case ZYDIS_MNEMONIC_VMOVD:
+	case ZYDIS_MNEMONIC_VMOVQ:
+	case ZYDIS_MNEMONIC_PMOVMSKB:
+	case ZYDIS_MNEMONIC_VPMOVMSKB:
+	case ZYDIS_MNEMONIC_RORX:
+	case ZYDIS_MNEMONIC_SARX:
+	case ZYDIS_MNEMONIC_SHLX:
+	case ZYDIS_MNEMONIC_SHRX:
+		for (unsigned n = 1; n < item->i.operand_count; n++)
+			if (operand_gpr(&o[n], &high) == gpr)
+				return false;
+		return operand_gpr(&o[0], &high) == gpr;
+	default:
+		return false;
+	}
+}
+
 static void translate_generic(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
@@ -93,7 +130,8 @@ static void translate_generic(struct translation *tr, const struct item *item)
 			map[gpr] = (uint8_t)(used < available ? scratch[used++]
 			                                      : borrow(tr, item, &taken, memory ? &where : NULL));
 			assigned |= 1u << gpr;
-			emit_load(e, map[gpr], gpr_abs(tr, (unsigned)gpr));
+			if (!only_written(item, gpr))
+				emit_load(e, map[gpr], gpr_abs(tr, (unsigned)gpr));
 		}
 		if (item->operand[n].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
 			written |= 1u << gpr;
