@@ -245,13 +245,14 @@ bool in_page(const struct translation *tr, uint64_t target)
 }
 
 /* Looks at code from `target` on: see flags_wanted(). `settle` counts up to the last flag that is given a value. */
-static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *settle)
+static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *settle, uint32_t *seen)
 {
 	const uint8_t *page = memory_pointer(tr->t->vcpu->memory, tr->block->physical & ~0xfffull, MEMORY_PAGE_SIZE);
 	unsigned at = target & 0xfff;
 	uint32_t wanted = 0, settled = 0;
 
 	*settle = 0;
+	*seen = 0;
 	/* Where no link leads (control.c), flags are whole. */
 	if (!in_page(tr, target) || !page || (tr->loose && !tr->floating))
 		return ALL_FLAGS;
@@ -264,6 +265,7 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 			return ALL_FLAGS;
 		find_flags(&i, operand, &read, &killed);
 		wanted |= read & ~settled;
+		*seen = wanted;
 		if (killed & ~(settled | wanted))
 			*settle = n + 1;
 		settled |= killed;
@@ -314,7 +316,7 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 	return wanted | (ALL_FLAGS & ~settled);
 }
 
-uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
+static unsigned ahead_of(struct translation *tr, uint64_t target)
 {
 	unsigned n = 0;
 
@@ -323,11 +325,23 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
 	if (n == tr->ahead_count) {
 		n = tr->ahead_count < AHEAD_MAX ? tr->ahead_count++ : 0;
 		tr->ahead[n].target = target;
-		tr->ahead[n].wanted = look_ahead(tr, target, &tr->ahead[n].settle);
+		tr->ahead[n].wanted = look_ahead(tr, target, &tr->ahead[n].settle, &tr->ahead[n].read);
 	}
+	return n;
+}
+
+uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
+{
+	unsigned n = ahead_of(tr, target);
+
 	if (settle)
 		*settle = tr->ahead[n].settle;
 	return tr->ahead[n].wanted;
+}
+
+uint32_t flags_read(struct translation *tr, uint64_t target)
+{
+	return tr->ahead[ahead_of(tr, target)].read;
 }
 
 static uint8_t lesser(uint8_t a, uint8_t b)

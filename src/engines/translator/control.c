@@ -97,8 +97,8 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	bool alone = apart(tr, target), same_page = in_page(tr, target) && !alone;
 	bool backward = target <= from;
 	uint32_t wanted = same_page ? flags_wanted(tr, target, NULL) : ALL_FLAGS;
-	/* A loop whose flags live on: the poll must not send them through memory. */
-	bool quietly = same_page && backward && tr->in_register && wanted;
+	/* A loop whose flags live on: the poll must not send them through memory. Those that nobody is seen to read go there. */
+	bool quietly = same_page && backward && tr->in_register && wanted && flags_read(tr, target);
 	bool clobbers = !direct(tr, from, target) && !quietly;
 
 	if (clobbers)

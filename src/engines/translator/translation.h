@@ -182,7 +182,7 @@ struct translation {
 	/* What flags_wanted() has found. */
 	struct {
 		uint64_t target;
-		uint32_t wanted;
+		uint32_t wanted, read;
 		uint8_t settle;
 	} ahead[AHEAD_MAX];
 	unsigned ahead_count;
@@ -199,6 +199,8 @@ bool ends_block(const struct item *item);
  * block depends on anyway. `settle` (or NULL): the number of instructions after which all the others have values again.
  */
 uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle);
+/* Of these the ones that it is seen to read. */
+uint32_t flags_read(struct translation *tr, uint64_t target);
 uint8_t settle_after(const struct translation *tr, const struct item *item); /* see struct xlink */
 bool in_page(const struct translation *tr, uint64_t target);                 /* in the block's own */
 const uint8_t *item_bytes(const struct translation *tr, const struct item *item);
