@@ -59,6 +59,7 @@ enum {
 	OPTION_STATS,
 	OPTION_PERF_MAP,
 	OPTION_LOCKSTEP,
+	OPTION_COMPARE_TAKEN,
 	OPTION_CODE_CACHE,
 	OPTION_SYMBOLS,
 	OPTION_HELP,
@@ -96,6 +97,8 @@ static const struct run_option {
     {"stop", NULL, OPTION_STOP, "do not start before the debugger says so"},
     {"stats", NULL, OPTION_STATS, "print counters at the end"},
     {"code-cache", "SIZE", OPTION_CODE_CACHE, "room for decoded and translated code, all processors together (256M)"},
+    {"compare-taken", NULL, OPTION_COMPARE_TAKEN,
+     "check the translations that processors take from one another (slow)"},
     {"lockstep", NULL, OPTION_LOCKSTEP, "check translated code against the interpreter, block by block (slow)"},
     {"perf-map", NULL, OPTION_PERF_MAP, "name translated blocks for perf(1) in /tmp/perf-PID.map"},
     {"symbols", "FILE", OPTION_SYMBOLS, "guest symbols for --perf-map: System.map, kallsyms or an ELF file"},
@@ -307,6 +310,9 @@ static int take_option(struct run *run, int value, char *argument)
 		if (!parse_size(argument, &options->code_cache))
 			return usage_error("run", "--code-cache '%s' is not a size like 64M or 1G", argument);
 		return STATUS_OK;
+	case OPTION_COMPARE_TAKEN:
+		options->compare_taken = true;
+		return STATUS_OK;
 	case OPTION_LOCKSTEP:
 		options->lockstep = true;
 		return STATUS_OK;
@@ -378,6 +384,8 @@ static int parse_options(struct run *run, int argc, char **argv)
 		return usage_error("run", "--code-cache is not from 256K for each processor to 1G");
 	if (run->options.lockstep && run->options.cpus > 1)
 		return usage_error("run", "--lockstep is for one processor");
+	if (run->options.compare_taken && run->options.cpus < 2)
+		return usage_error("run", "--compare-taken is for several processors");
 	if (run->options.lockstep && strcmp(run->options.engine, "interpreter") == 0)
 		return usage_error("run", "--lockstep checks the translator, not the interpreter");
 	if (run->symbols && !run->perf_map)

@@ -53,6 +53,8 @@ extern const struct engine engine_interpreter, engine_translator;
 
 /* How often the translator lets a block be entered before it is translated; 1: at once. */
 void translator_set_heat(struct vcpu *vcpu, unsigned entries);
+/* For tests, without a machine: all translations are put into a depot and taken from there. 0 or -ENOMEM. */
+int translator_set_retake(struct vcpu *vcpu);
 
 /* The engine of that name, or for "auto" the fastest usable one. NULL: unknown or unusable, `why` (256 bytes) says it.
  */

@@ -74,6 +74,7 @@ struct machine_options {
 	struct perf_map *perf_map; /* --perf-map: translated blocks are noted there; NULL: none. Borrowed. */
 	uint64_t code_cache;       /* bytes for decoded and translated code, all processors together; 0: a default */
 	bool lockstep;             /* --lockstep: translated code is checked; one processor */
+	bool compare_taken;        /* --compare-taken: translations taken from another processor are checked */
 	bool stats;                /* --stats: what costs time to count is counted */
 };
 

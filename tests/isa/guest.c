@@ -196,6 +196,11 @@ failed:
 	return NULL; /* the process ends: nothing is freed */
 }
 
+bool guest_take_translations(struct guest_runner *guest)
+{
+	return translator_set_retake(guest->vcpu) == 0;
+}
+
 void guest_destroy(struct guest_runner *guest)
 {
 	guest->engine->vcpu_destroy(guest->vcpu);

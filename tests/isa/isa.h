@@ -255,6 +255,8 @@ struct guest_runner;
 
 /* NULL after one message. */
 struct guest_runner *guest_create(const struct engine *engine);
+/* All translations are made, put into a depot, and taken from there. False: no memory. */
+bool guest_take_translations(struct guest_runner *guest);
 void guest_destroy(struct guest_runner *guest);
 /* Runs the case in every setting there is for it. The outcome is that of the first one that differs from SETTING_COLD's. */
 void guest_run(struct guest_runner *guest, const struct isa_case *test, struct isa_outcome *outcome);

@@ -17,13 +17,14 @@ int opinion_create(struct opinion *opinion, const char *name, const char *progra
 		opinion->native = native_create_runner();
 		return opinion->native ? 0 : -errno;
 	}
-	opinion->engine = engine_select(name, why);
+	bool taken = !strcmp(name, "taken");
+	opinion->engine = engine_select(taken ? "translator" : name, why);
 	if (!opinion->engine) {
 		fprintf(stderr, "%s: engine %s: %s\n", program, name, why);
 		return -EINVAL;
 	}
 	opinion->guest = guest_create(opinion->engine);
-	return opinion->guest ? 0 : -EIO;
+	return opinion->guest && (!taken || guest_take_translations(opinion->guest)) ? 0 : -EIO;
 }
 
 void opinion_destroy(struct opinion *opinion)

@@ -1,7 +1,7 @@
 /*
  * The second opinion on a case: one of ring3's engines. Two names are not ring3's and test the tests: "native" runs
  * each case once more on the host (all must agree), "broken" does so and flips one bit of the result now and then (each
- * must be found).
+ * must be found). "taken" is the translator, whose translations are all taken from another place (translator/shared.c).
  */
 #pragma once
 

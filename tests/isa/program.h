@@ -96,6 +96,10 @@ struct program_guest;
 struct program_guest *program_guest_create(bool translator, unsigned heat); /* NULL after one message */
 /* Checks every translated block against the interpreter (debug/lockstep.h). False: no memory. */
 bool program_guest_lockstep(struct program_guest *guest);
+/* All translations are made, put into a depot, and taken from there. False: no memory. */
+bool program_guest_take_translations(struct program_guest *guest);
+/* How many were put there (`given`), and taken. */
+uint64_t program_guest_taken(const struct program_guest *guest, uint64_t *given);
 /* What lockstep found; NULL: nothing. */
 const char *program_guest_difference(const struct program_guest *guest);
 /*

@@ -168,6 +168,19 @@ bool program_guest_lockstep(struct program_guest *guest)
 	return translator_set_lockstep(interpreter_of(guest->vcpu)->translator) == 0;
 }
 
+bool program_guest_take_translations(struct program_guest *guest)
+{
+	return translator_set_retake(guest->vcpu) == 0;
+}
+
+uint64_t program_guest_taken(const struct program_guest *guest, uint64_t *given)
+{
+	const struct translator *t = interpreter_of(guest->vcpu)->translator;
+
+	*given = t->counters.given;
+	return t->counters.taken;
+}
+
 const char *program_guest_difference(const struct program_guest *guest)
 {
 	const struct lockstep *lockstep = interpreter_of(guest->vcpu)->translator->lockstep;

@@ -266,7 +266,7 @@ static bool make_case(struct run *run, struct native_runner *runner, uint64_t n,
 		form = pick_form(run, seed);
 	}
 	test->ldt = native_has_ldt(runner);
-	test->seldom_step = !strcmp(run->options.engine, "translator");
+	test->seldom_step = !strcmp(run->options.engine, "translator") || !strcmp(run->options.engine, "taken");
 	test->edges = run->options.edges;
 	if (form && isa_generate(form, seed, test, decoded))
 		return true;
@@ -444,7 +444,8 @@ static int report(struct run *run, double seconds)
 static const char usage[] =
     "Usage: isa-silicon [OPTION...]\n"
     "Runs instruction forms with random operands on this CPU and on an engine, and compares.\n"
-    "  --engine NAME     ring3's engine (default: interpreter), or native, or broken: tests of this test\n"
+    "  --engine NAME     ring3's engine (default: interpreter), or taken, a translator that takes its own\n"
+    "                    translations; native, broken: tests of this test\n"
     "  --seed N          default: random, printed\n"
     "  --cases N         default: 100000\n"
     "  --seconds N       stop after that time\n"

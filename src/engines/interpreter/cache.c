@@ -170,6 +170,8 @@ bool block_cache_rest(struct vcpu *vcpu, uint64_t now, uint64_t tsc)
 	cache->window_start = now;
 	cache->window_tsc = tsc;
 	cache->window_ran = vcpu->counters.run_ticks;
+	if (interpreter_of(vcpu)->translator)
+		translator_rest_shared(interpreter_of(vcpu)->translator, cache->idle_windows >= 2);
 	/* Once around, all parts have something. */
 	bool much = cache->blocks[cache->regions - 1] || cache->low > REST_KEPT;
 	if (cache->idle_windows < 2 || !much)

@@ -15,6 +15,7 @@
 #include "debug/trace.h"
 #include "engines/interpreter/access.h"
 #include "engines/interpreter/cache.h"
+#include "engines/translator/depot.h"
 #include "engines/translator/translator.h"
 #include "host/busy_wait.h"
 #include "host/log.h"
@@ -526,8 +527,10 @@ static uint64_t cache_share(const struct vcpu *vcpu)
 
 	if (!size)
 		return 0;
+	if (vcpu->engine != &engine_interpreter)
+		return depot_rest_for_each(size, vcpu->machine->options.cpus);
 	size /= vcpu->machine->options.cpus;
-	return vcpu->engine == &engine_interpreter && size > INTERPRETER_SHARE ? 0 : size;
+	return size > INTERPRETER_SHARE ? 0 : size;
 }
 
 static int interpreter_vcpu_create(struct vcpu *vcpu)
@@ -566,6 +569,8 @@ static void interpreter_flush_code(struct vcpu *vcpu)
 {
 	mmu_forget(vcpu);
 	block_cache_flush(vcpu);
+	if (interpreter_of(vcpu)->translator)
+		translator_forget_shared(interpreter_of(vcpu)->translator);
 }
 
 static void interpreter_rest(struct vcpu *vcpu)

@@ -99,6 +99,18 @@ uint64_t translator_range_spent(struct translator *t, uint64_t address)
 	return 0;
 }
 
+void range_begin(struct xrange *range, uint16_t first, uint8_t item, bool write, uint32_t now, struct block *block)
+{
+	*range = (struct xrange){.start = NOWHERE,
+	                         .end = NOWHERE,
+	                         .first = first,
+	                         .item = item & 63,
+	                         .write = write,
+	                         .credit = XRANGE_CREDIT,
+	                         .since = now,
+	                         .block = block};
+}
+
 /* ---- code ---- */
 
 bool range_possible(const struct translation *tr, unsigned item)
@@ -114,14 +126,7 @@ struct xrange *new_range(struct translation *tr, const struct item *item, unsign
 	if (!range_possible(tr, n) || t->range_count == t->region[t->region_now].ranges_end)
 		return NULL;
 	struct xrange *range = &t->ranges[t->range_count++];
-	*range = (struct xrange){.start = NOWHERE,
-	                         .end = NOWHERE,
-	                         .first = (uint16_t)(MEMORY_PAGE_SIZE + 1 - size),
-	                         .item = n & 63,
-	                         .write = write,
-	                         .credit = XRANGE_CREDIT,
-	                         .since = xrange_time(__rdtsc()),
-	                         .block = tr->block};
+	range_begin(range, (uint16_t)(MEMORY_PAGE_SIZE + 1 - size), n & 63, write, xrange_time(__rdtsc()), tr->block);
 	return range;
 }
 

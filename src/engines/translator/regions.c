@@ -79,6 +79,24 @@ void regions_destroy(struct translator *t)
 	table_unmap(t->ranges, t->range_room * sizeof(*t->ranges));
 }
 
+struct translator_cursors cursors_of(const struct translator *t)
+{
+	return (struct translator_cursors){.used = t->arena.used,
+	                                   .links = t->link_count,
+	                                   .sites = t->site_count,
+	                                   .pointers = t->pointers_count,
+	                                   .ranges = t->range_count};
+}
+
+void cursors_set(struct translator *t, const struct translator_cursors *cursors)
+{
+	t->arena.used = cursors->used;
+	t->link_count = cursors->links;
+	t->site_count = cursors->sites;
+	t->pointers_count = cursors->pointers;
+	t->range_count = cursors->ranges;
+}
+
 bool regions_empty(const struct translator *t)
 {
 	return t->arena.used == t->region[t->region_now].code;

@@ -14,6 +14,7 @@
 #include "engines/interpreter/cache.h"
 #include "debug/lockstep.h"
 #include "debug/perf_map.h"
+#include "engines/translator/depot.h"
 #include "host/busy_wait.h"
 #include "host/table_memory.h"
 #include "machine/machine.h"
@@ -97,7 +98,7 @@ static uint64_t *floating_word(struct translator *t, uint64_t physical, uint64_t
 	return &t->floating_page[n / 64];
 }
 
-static bool may_float(const struct translator *t, const struct block *block)
+bool runtime_may_float(const struct translator *t, const struct block *block)
 {
 	return t->vcpu->mmu.view == MMU_USER && block->mode == MODE_64;
 }
@@ -106,19 +107,24 @@ bool runtime_floats(const struct translator *t, const struct block *block)
 {
 	uint64_t bit;
 
-	return may_float(t, block) && *floating_word((struct translator *)t, block->physical, &bit) & bit;
+	return runtime_may_float(t, block) && *floating_word((struct translator *)t, block->physical, &bit) & bit;
+}
+
+void runtime_set_floating(struct translator *t, const struct block *block)
+{
+	uint64_t bit, *word = floating_word(t, block->physical, &bit);
+
+	*word |= bit;
 }
 
 /* The block is run at several addresses, or leads to one that is: its next translation, and the page's, will float. */
 static void let_float(struct translator *t, struct block *block)
 {
 	struct insn *slot = block ? &block->insn[0] : NULL;
-	uint64_t bit, *word;
 
-	if (!block || !may_float(t, block))
+	if (!block || !runtime_may_float(t, block))
 		return;
-	word = floating_word(t, block->physical, &bit);
-	*word |= bit;
+	runtime_set_floating(t, block);
 	if (slot->run != translated || ((struct xblock *)slot->pointer)->loose)
 		return;
 	unlink_block(t, (struct xblock *)slot->pointer);
@@ -464,7 +470,7 @@ static void translated(PARAMETERS)
 		struct insn *slot = (struct insn *)insn;
 		bool moved = !xblock->floating && xblock->rip != vcpu->state.rip;
 		unsigned enough =
-		    moved && !xblock->loose && may_float(translator_of(vcpu), xblock->block) ? XFLOAT : XRETRY;
+		    moved && !xblock->loose && runtime_may_float(translator_of(vcpu), xblock->block) ? XFLOAT : XRETRY;
 
 		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
 		 * while, again. */
@@ -497,13 +503,23 @@ static void untranslated(PARAMETERS)
 
 enum outcome { TRANSLATED, REFUSED, NO_ROOM };
 
-/* A function of its own for the sake of its locals (NEXT). */
+/*
+ * Takes it from another processor, or makes it. A function of its own for the sake of its locals (NEXT).
+ */
 static NOINLINE enum outcome translate(struct translator *t, struct block *block, struct insn *slot)
 {
 	uint64_t started = __rdtsc();
+	const struct translator_cursors before = cursors_of(t);
 	bool full = false;
-	struct xblock *xblock = translate_block(t, block, &full);
+	struct xblock *xblock = t->depot ? shared_take(t, block, &full) : NULL;
 
+	if (xblock && unlikely(t->compare_taken))
+		xblock = shared_compare(t, xblock, &before, &full);
+	if (!xblock && !full) {
+		xblock = translate_block(t, block, &full);
+		if (xblock && unlikely(t->retake))
+			xblock = shared_retake(t, xblock, &before, &full);
+	}
 	t->counters.ticks += __rdtsc() - started;
 	if (!xblock)
 		return full ? NO_ROOM : REFUSED;
@@ -1130,6 +1146,42 @@ bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned v
 
 /* ---- making one ---- */
 
+/* The machine's first processor makes it, the last one destroys it: one after the other, all on one thread. */
+static int join_depot(struct translator *t)
+{
+	struct machine *machine = t->vcpu->machine;
+	uint64_t size = depot_size(machine->options.code_cache, machine->options.cpus);
+
+	if (!size)
+		return 0;
+	for (unsigned n = 0; n < machine->options.cpus; n++) {
+		struct vcpu *that = machine->vcpu[n];
+
+		if (that && that != t->vcpu && that->engine == &engine_translator && that->engine_data &&
+		    translator_of(that)) {
+			t->depot = translator_of(that)->depot;
+			depot_add_user(t->depot);
+			return 0;
+		}
+	}
+	t->depot = depot_create(size);
+	return t->depot ? 0 : -1;
+}
+
+void translator_forget_shared(struct translator *t)
+{
+	if (t->depot)
+		depot_empty(t->depot);
+}
+
+void translator_rest_shared(struct translator *t, bool idle)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	if (t->depot && vcpu->machine)
+		depot_rest(t->depot, vcpu->index, vcpu->machine->options.cpus, idle);
+}
+
 struct translator *translator_create(struct vcpu *vcpu)
 {
 	if ((uint64_t)(uintptr_t)(vcpu + 1) > INT32_MAX || !__builtin_cpu_supports("bmi2")) {
@@ -1150,8 +1202,9 @@ struct translator *translator_create(struct vcpu *vcpu)
 	t->heat = XHEAT;
 	t->perf_map = vcpu->machine ? vcpu->machine->options.perf_map : NULL;
 	t->count_executed = vcpu->machine && vcpu->machine->options.stats;
+	t->compare_taken = vcpu->machine && vcpu->machine->options.compare_taken;
 	uint64_t share = vcpu->machine && vcpu->machine->options.code_cache
-	                     ? vcpu->machine->options.code_cache / vcpu->machine->options.cpus
+	                     ? depot_rest_for_each(vcpu->machine->options.code_cache, vcpu->machine->options.cpus)
 	                     : SHARE;
 	int error = code_arena_create(&t->arena, TRAMPOLINES_SIZE + STRING_ROOM + regions_code_size(share));
 	if (error || !translator_emit_trampolines(t) || regions_create(t, share)) {
@@ -1165,7 +1218,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES_SIZE, "enter, exit, slow access");
 		perf_map_own(t->perf_map, t->arena.execute + TRAMPOLINES_SIZE, STRING_ROOM, "REP MOVS and STOS");
 	}
-	if (caches_create(t) || aliases_create(t)) {
+	if (caches_create(t) || aliases_create(t) || (vcpu->machine && join_depot(t))) {
 		translator_destroy(t);
 		errno = ENOMEM;
 		return NULL;
@@ -1206,6 +1259,8 @@ void translator_destroy(struct translator *t)
 	aliases_destroy(t);
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);
+	depot_remove_user(t->depot);
+	free(t->spare);
 	free(t->scratch);
 	table_unmap(t, sizeof(*t));
 }

@@ -75,8 +75,10 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
 /* Is this block about to be translated, or (`also_translated`) was it? */
 bool translator_is_hot(const struct translator *t, const struct block *block, bool also_translated);
 
-/* Shall a translation of this block float? */
+/* Shall a translation of this block float? May it? From now on the page's translations shall. */
 bool runtime_floats(const struct translator *t, const struct block *block);
+bool runtime_may_float(const struct translator *t, const struct block *block);
+void runtime_set_floating(struct translator *t, const struct block *block);
 
 /* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
@@ -84,6 +86,8 @@ void runtime_undo_link(struct translator *t, struct xlink *link);
 
 /* range.c */
 void ranges_void(struct translator *t);
+/* Void; `first` to `write` as in struct xrange, `now` an xrange_time(). */
+void range_begin(struct xrange *range, uint16_t first, uint8_t item, bool write, uint32_t now, struct block *block);
 /* `pages` of them from linear address `page`. */
 void range_set(struct translator *t, struct xrange *range, uint64_t page, uint64_t pages, uint64_t delta);
 uint64_t translator_range_spent(struct translator *t, uint64_t range);
@@ -119,6 +123,25 @@ void regions_destroy(struct translator *t);
 void regions_flush(struct translator *t);
 bool regions_empty(const struct translator *t); /* the one in use */
 void regions_add(struct translator *t, struct xblock *xblock);
+
+/* How far the room is used: what was made since can be given back. */
+struct translator_cursors {
+	size_t used;
+	uint32_t links, sites, pointers, ranges;
+};
+struct translator_cursors cursors_of(const struct translator *t);
+void cursors_set(struct translator *t, const struct translator_cursors *cursors);
+
+/* shared.c: a translation that another processor made for itself, for this block. NULL: there is none, or no room (*full). */
+struct xblock *shared_take(struct translator *t, struct block *block, bool *full);
+/*
+ * For tests. What was `made` since `cursors` is taken back from the depot, where it was put, and made unusable where it was.
+ * What was `taken` since `cursors` is compared with what this processor makes of the block, which comes back.
+ */
+struct xblock *shared_retake(struct translator *t, struct xblock *made, const struct translator_cursors *cursors,
+                             bool *full);
+struct xblock *shared_compare(struct translator *t, struct xblock *taken, const struct translator_cursors *cursors,
+                              bool *full);
 void regions_advance(struct translator *t);
 /* The site of exactly this offset in the arena, or NULL. Async-signal-safe. */
 const struct xsite *regions_site(const struct translator *t, uint32_t host);

@@ -17,6 +17,9 @@
 	X(bytes, "host code, bytes")                                                                                   \
 	X(instructions, "guest instructions in it")                                                                    \
 	X(fallbacks, "instructions in it that the interpreter does")                                                   \
+	X(given, "translations left for other processors")                                                             \
+	X(taken, "translations taken from other processors")                                                           \
+	X(compared, "of them compared with its own")                                                                   \
 	X(refused, "blocks left to the interpreter")                                                                   \
 	X(failed, "translations given up")                                                                             \
 	X(executed, "instructions run translated, about")                                                              \

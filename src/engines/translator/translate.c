@@ -427,8 +427,24 @@ static const char *why_ended(const struct translation *tr, char text[64])
 	return text;
 }
 
+static void trace_host_code(const struct translator *t, const struct xblock *xblock)
+{
+	const uint8_t *end = xblock->code + xblock->size;
+	struct vcpu *vcpu = t->vcpu;
+	char text[128];
+
+	for (const uint8_t *at = xblock->code; at < end;) {
+		uint64_t host = (uint64_t)(uintptr_t)code_arena_executable(&t->arena, at);
+		unsigned length = disassemble(at, (size_t)(end - at), 64, host, text, sizeof(text));
+
+		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "    %s%012llx %s",
+		      at == xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
+		at += length;
+	}
+}
+
 /* --trace translate: guest code, why it ended, then host code. */
-static void trace_translation(struct translation *tr, const struct xblock *xblock, const uint8_t *code)
+static void trace_translation(struct translation *tr, const struct xblock *xblock)
 {
 	struct vcpu *vcpu = tr->t->vcpu;
 	uint64_t rip = vcpu->state.rip;
@@ -450,15 +466,21 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 	}
 	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  ended: %s; %u bytes of guest code, %u of host code",
 	      why_ended(tr, text), tr->item[tr->count - 1].offset + (unsigned)tr->item[tr->count - 1].i.length,
-	      (unsigned)(tr->e.at - code));
-	for (const uint8_t *at = code; at < tr->e.at;) {
-		uint64_t host = (uint64_t)(uintptr_t)code_arena_executable(&tr->t->arena, at);
-		unsigned length = disassemble(at, (size_t)(tr->e.at - at), 64, host, text, sizeof(text));
+	      xblock->size);
+	trace_host_code(tr->t, xblock);
+}
 
-		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "    %s%012llx %s",
-		      at == xblock->entry_a ? "A " : "  ", (unsigned long long)host, text);
-		at += length;
-	}
+void trace_taken(const struct translator *t, const struct xblock *xblock)
+{
+	struct vcpu *vcpu = t->vcpu;
+
+	if (!trace_on(vcpu->trace, TRACE_TRANSLATE))
+		return;
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index,
+	      "block at %016llx%s, view %u: taken from another processor; %u bytes of guest code, %u of host code",
+	      (unsigned long long)vcpu->state.rip, xblock->floating ? ", floating" : "", xblock->view,
+	      xblock->block->length, xblock->size);
+	trace_host_code(t, xblock);
 }
 
 static void trace_refusal(const struct translation *tr)
@@ -480,8 +502,7 @@ unsigned translator_refused_mnemonic(const struct translator *t)
 struct xblock *translate_block(struct translator *t, struct block *block, bool *full)
 {
 	struct translation *tr = t->scratch;
-	uint32_t links = t->link_count, sites = t->site_count, pointers = t->pointers_count, ranges = t->range_count;
-	size_t used = t->arena.used;
+	const struct translator_cursors before = cursors_of(t);
 
 	*full = false;
 	if (!tr) {
@@ -541,6 +562,12 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		xblock->more_base[n - 1] = tr->part[n].base;
 	}
 	xblock->more_count = (uint8_t)(tr->parts - 1);
+	if (t->depot) {
+		tr->relocations.start = code;
+		tr->relocations.count = 0;
+		tr->relocations.incomplete = false;
+		tr->e.relocations = &tr->relocations;
+	}
 	find_groups(tr);
 	tr->xblock = xblock;
 	second_pass(tr, xblock);
@@ -548,12 +575,8 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	xblock->size = (uint32_t)(tr->e.at - code);
 	if (tr->failed || tr->e.full) {
 		/* In an empty region there is no more room than this. */
-		t->arena.used = used;
+		cursors_set(t, &before);
 		*full = (tr->exhausted || (tr->e.full && tr->e.end == end)) && !regions_empty(t);
-		t->link_count = links;
-		t->site_count = sites;
-		t->pointers_count = pointers;
-		t->range_count = ranges;
 		t->counters.failed += !*full;
 		free(xblock);
 		if (tr->rooted) { /* for this address */
@@ -563,9 +586,11 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		return NULL;
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
+	if (t->depot)
+		shared_give(tr, &before);
 	if (t->plant)
 		t->plant(code, xblock->size);
-	trace_translation(tr, xblock, code);
+	trace_translation(tr, xblock);
 	if (t->perf_map)
 		perf_map_block(t->perf_map, code_arena_executable(&t->arena, code), (size_t)(tr->e.at - code),
 		               t->vcpu->state.rip);

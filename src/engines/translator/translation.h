@@ -14,6 +14,7 @@
  *	translate_string.c, string_routines.c, string_copy.c  string instructions
  *	translate_more.c  others that have a way of their own
  *	translate_system.c   sensitive instructions
+ *	shared.c     translations that processors take from one another
  */
 #pragma once
 
@@ -147,6 +148,7 @@ struct translation {
 	struct translator *t;
 	struct block *block;
 	struct emitter e;
+	struct relocations relocations;
 	struct part part[XPARTS];
 	unsigned parts;
 	struct item item[BLOCK_MAX];
@@ -304,6 +306,11 @@ bool direct(const struct translation *tr, uint64_t from, uint64_t target);
 void emit_checks_keeping_flags(struct translation *tr);
 void emit_checks(struct translation *tr);
 void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
+
+/* shared.c: what was made since `cursors` goes into the depot. False: not this one, or not now. */
+bool shared_give(const struct translation *tr, const struct translator_cursors *cursors);
+/* translate.c: --trace translate of a translation that was not made here. */
+void trace_taken(const struct translator *t, const struct xblock *xblock);
 
 /* crossing.c */
 void emit_crossing_check(struct translation *tr);

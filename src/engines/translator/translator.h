@@ -28,7 +28,9 @@
  * and `code_page` says where the page is. In its page it is linked to floating code alone; what enters it from elsewhere
  * sets code_page; and it leaves its page as indirect transfers do. So do instructions there that cannot float.
  *
- * Everything is per vCPU, and used on its thread.
+ * Everything is per vCPU, and used on its thread, but for the depot (depot.h): there each leaves copies of what it has
+ * translated, and takes those of others, whose addresses it makes its own (shared.c). What code has of the translator's
+ * addresses must therefore be emitted as addresses (emitter.h).
  */
 #pragma once
 
@@ -332,6 +334,10 @@ struct translator {
 	struct translator_counters counters;
 	struct perf_map *perf_map;                 /* or NULL */
 	struct lockstep *lockstep;                 /* or NULL: debug/lockstep.h */
+	struct depot *depot;                       /* the machine's translations, or NULL; a user of it */
+	struct xblock *spare;                      /* for the next one that is taken from there */
+	bool retake;                               /* for tests: all translations go through it */
+	bool compare_taken;                        /* for tests: what is taken is compared with its own */
 	void (*plant)(uint8_t *code, size_t size); /* for tests: spoils the code of a block that was just translated */
 	_Atomic uint64_t longest_wait;             /* ticks, of those that wait for this processor; any thread */
 	uint64_t longest_eviction;                 /* ticks */
@@ -380,6 +386,10 @@ void translator_page_watched(struct translator *t);
 bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector);
 /* For tests and --lockstep, before the vCPU runs first: 0 or -ENOMEM. */
 int translator_set_lockstep(struct translator *t);
+/* Guest code may have changed unseen: what the machine's processors have for one another goes. None runs. */
+void translator_forget_shared(struct translator *t);
+/* This processor has, or has not, been idle for long: the depot's memory may be given back. */
+void translator_rest_shared(struct translator *t, bool idle);
 handler translator_heat; /* the first slot of blocks that may be translated */
 
 /* stats.c: see struct engine's print_stats. */
