@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <x86intrin.h>
 
 #include "debug/disassemble.h"
@@ -45,6 +46,7 @@ enum base {
 #define CODE_LONGEST PLACE_MASK
 #define XBLOCK       UINT64_MAX
 #define RETAKE_DEPOT (4u << 20)
+#define WRITER_NS    500000000
 
 /* Followed by sites, links, pointers, ranges, places, the guest's code, and the code. */
 struct shared {
@@ -543,6 +545,10 @@ static void report_difference(const struct translator *t, const struct xblock *x
 {
 	struct vcpu *vcpu = t->vcpu;
 
+	/* Who writes the page right now moves its generation after that: then it was other code that was looked ahead at. */
+	nanosleep(&(struct timespec){.tv_nsec = WRITER_NS}, NULL);
+	if (atomic_load(xblock->block->generation_now) != xblock->generation)
+		return;
 	log_error("cpu %u: the translation taken for %016llx differs from its own: %s", vcpu->index,
 	          (unsigned long long)vcpu->state.rip, what);
 	trace_taken(t, xblock);
