@@ -100,6 +100,12 @@ static inline bool memory_is_ram(const struct memory *memory, uint64_t physical)
 	       (physical >= MEMORY_HIGH_BASE && physical - MEMORY_HIGH_BASE < memory->high_size);
 }
 
+/* The host address of a byte of RAM. */
+static inline void *memory_ram(const struct memory *memory, uint64_t physical)
+{
+	return physical < MEMORY_HIGH_BASE ? memory->low + physical : memory->high + (physical - MEMORY_HIGH_BASE);
+}
+
 /* Copies for devices (DMA) and loaders. 0, or -EFAULT when any byte is not RAM: then nothing was copied. Any thread. */
 int memory_read(const struct memory *memory, uint64_t physical, void *buffer, uint64_t length);
 int memory_write(struct memory *memory, uint64_t physical, const void *buffer, uint64_t length);

@@ -38,6 +38,12 @@ bool paging_walk(struct vcpu *vcpu, uint64_t linear, enum mmu_access access, enu
                  struct paging_result *result);
 
 /*
+ * The same in 4-level paging where a page is there and no table would be touched: A is set everywhere. `result` says what
+ * the view may do; `writable`: D is set, too. False: ask paging_walk(). Uses no vector instructions.
+ */
+bool paging_look(const struct vcpu *vcpu, uint64_t linear, enum mmu_view view, struct paging_result *result);
+
+/*
  * Loads the four PDPTEs that PAE paging keeps inside the processor (SDM 3A 4.4.1). False: a reserved bit is set and the
  * load of CR3, CR0 or CR4 must raise #GP. Outside PAE paging it does nothing and returns true.
  */

@@ -49,8 +49,11 @@ static size_t table_size(const struct translator *t)
 	return t->vcpu->memory->size / MEMORY_PAGE_SIZE * sizeof(uint64_t);
 }
 
-static void forget_all(struct aliases *a)
+static void forget_all(struct translator *t)
 {
+	struct aliases *a = t->aliases;
+
+	t->alias_of_page = NULL;
 	a->pages = 0;
 	a->full = false;
 	for (unsigned n = 0; n < SEGMENTS; n++) {
@@ -75,7 +78,7 @@ int aliases_create(struct translator *t)
 	if (!a)
 		return -1;
 	a->pages_max = PAGES_MAX / (machine ? machine->options.cpus : 1);
-	forget_all(a);
+	forget_all(t);
 	a->base = reserve(NULL);
 	a->of_page =
 	    mmap(NULL, table_size(t), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -107,26 +110,7 @@ void aliases_make_room(struct translator *t)
 	caches_forget_spaces(t);
 	caches_empty_tlb(t);
 	madvise(a->of_page, table_size(t), MADV_DONTNEED);
-	forget_all(a);
-}
-
-/* Offset in the memfd, or NONE: it is no address of RAM. */
-static uint64_t offset_of(const struct memory *memory, uint64_t host)
-{
-	uint64_t low = host - (uint64_t)(uintptr_t)memory->low, high = host - (uint64_t)(uintptr_t)memory->high;
-
-	return low < memory->low_size ? low : high < memory->high_size ? memory->low_size + high : NONE;
-}
-
-uint64_t aliases_host(const struct translator *t, uint64_t host)
-{
-	const struct aliases *a = t->aliases;
-
-	if (!a->pages || t->lockstep)
-		return host;
-	uint64_t offset = offset_of(t->vcpu->memory, host);
-	uint64_t alias = offset == NONE ? 0 : a->of_page[offset / MEMORY_PAGE_SIZE];
-	return alias ? alias : host;
+	forget_all(t);
 }
 
 /* Maps the page of RAM at `offset` for `linear`. False: not possible. Neighbours have neighbouring segments. */
@@ -153,6 +137,7 @@ static bool make(struct translator *t, uint64_t linear, uint64_t offset)
 	a->segment[n].used[page / 64] |= 1ull << page % 64;
 	a->of_page[offset / MEMORY_PAGE_SIZE] = (uint64_t)(uintptr_t)at;
 	a->pages++;
+	t->alias_of_page = a->of_page;
 	return true;
 }
 
@@ -164,8 +149,8 @@ static bool make_for(struct translator *t, uint64_t page, bool write, bool *made
 
 	if (!entry || (t->tlb_large[t->vcpu->mmu.view][write][n / 64] >> n % 64 & 1))
 		return false;
-	uint64_t offset = offset_of(t->vcpu->memory, entry->host);
-	if (offset == NONE || t->aliases->of_page[offset / MEMORY_PAGE_SIZE])
+	uint64_t offset = aliases_offset(t->vcpu->memory, entry->host);
+	if (offset == ALIASES_NONE || t->aliases->of_page[offset / MEMORY_PAGE_SIZE])
 		return true;
 	if (!make(t, page, offset))
 		return false;

@@ -87,21 +87,6 @@ void caches_empty_tlb(struct translator *t)
 	empty_tlb(t, 0, false);
 }
 
-static void put_entry(struct translator *t, unsigned view, bool write, unsigned n, struct xtlb_entry entry, bool global,
-                      bool large)
-{
-	uint64_t bit = 1ull << n % 64;
-
-	t->tlb[view][write][n] = entry;
-	t->tlb_delta[view][n][write] = entry.host - entry.tag;
-	t->tlb_valid[view][write][n / 64] |= bit;
-	t->tlb_some[view][write][n / 4096] |= 1ull << n / 64 % 64;
-	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
-	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
-	if (large)
-		t->large_regions |= mmu_region_bit(entry.tag);
-}
-
 void caches_follow_aliases(struct translator *t)
 {
 	empty_windows(t);
@@ -129,8 +114,8 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
 			return NULL;
 	}
 	host = aliases_host(t, host);
-	put_entry(t, view, write, n, (struct xtlb_entry){.tag = tag, .host = host}, mmu_entry_global(t->vcpu, entry),
-	          mmu_entry_large(t->vcpu, entry));
+	caches_put_entry(t, view, write, n, (struct xtlb_entry){.tag = tag, .host = host},
+	                 mmu_entry_global(t->vcpu, entry), mmu_entry_large(t->vcpu, entry));
 	return &t->tlb[view][write][n];
 }
 
@@ -340,7 +325,7 @@ static void put_back(struct translator *t, const struct xspace *space)
 			continue;
 		if (space->aliased != t->counters.aliased)
 			entry.host = aliases_host(t, entry.host);
-		put_entry(t, view, write, n, entry, false, space->entry[i].large);
+		caches_put_entry(t, view, write, n, entry, false, space->entry[i].large);
 	}
 	for (unsigned i = 0; i < space->pages; i++) {
 		unsigned n = space->page[i].index, view = space->page[i].view;

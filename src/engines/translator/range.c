@@ -37,19 +37,6 @@ void ranges_void(struct translator *t)
 	t->ranges_filled = NULL;
 }
 
-void range_set(struct translator *t, struct xrange *range, uint64_t page, uint64_t pages, uint64_t delta)
-{
-	if (!range->length) {
-		range->next = xabs(t->ranges_filled);
-		t->ranges_filled = range;
-	}
-	range->start = page;
-	range->end = page + pages * MEMORY_PAGE_SIZE;
-	range->host = page + delta;
-	range->delta = delta;
-	range->length = range->first + (pages - 1) * MEMORY_PAGE_SIZE;
-}
-
 /* Of the pages around `page` in the TLB those that its difference leads to as well. */
 static void set_run(struct translator *t, struct xrange *range, uint64_t page)
 {

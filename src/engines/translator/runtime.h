@@ -59,6 +59,13 @@ const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t ri
  */
 uint64_t translator_find(struct translator *t);
 
+/*
+ * fill.c: translator_slow() and translator_probe() where the page is there, its A and D bits are set and nobody watches
+ * it; else 0, and nothing has changed. Touch no vector registers.
+ */
+uint64_t translator_fill(struct translator *t, uint64_t linear);
+uint64_t translator_fill_group(struct translator *t, uint64_t linear);
+
 /* crossing.c: instructions that cross into another page; the others' blocks are left alone. */
 bool crossing_possible(const struct translator *t, const struct block *block);
 void crossing_add(struct translator *t, struct xblock *xblock);
@@ -89,7 +96,18 @@ void ranges_void(struct translator *t);
 /* Void; `first` to `write` as in struct xrange, `now` an xrange_time(). */
 void range_begin(struct xrange *range, uint16_t first, uint8_t item, bool write, uint32_t now, struct block *block);
 /* `pages` of them from linear address `page`. */
-void range_set(struct translator *t, struct xrange *range, uint64_t page, uint64_t pages, uint64_t delta);
+static inline void range_set(struct translator *t, struct xrange *range, uint64_t page, uint64_t pages, uint64_t delta)
+{
+	if (!range->length) {
+		range->next = xabs(t->ranges_filled);
+		t->ranges_filled = range;
+	}
+	range->start = page;
+	range->end = page + pages * MEMORY_PAGE_SIZE;
+	range->host = page + delta;
+	range->delta = delta;
+	range->length = range->first + (pages - 1) * MEMORY_PAGE_SIZE;
+}
 uint64_t translator_range_spent(struct translator *t, uint64_t range);
 void range_emit_move(struct emitter *e,
                      struct translator *t); /* a part of a trampoline: what comes behind calls the above */
@@ -97,8 +115,24 @@ void range_emit_move(struct emitter *e,
 /* alias.c: 0 or -1, and what there is must be destroyed. */
 int aliases_create(struct translator *t);
 void aliases_destroy(struct translator *t);
+#define ALIASES_NONE UINT64_MAX
+/* Offset in the memfd, or ALIASES_NONE: it is no address of RAM. */
+static inline uint64_t aliases_offset(const struct memory *memory, uint64_t host)
+{
+	uint64_t low = host - (uint64_t)(uintptr_t)memory->low, high = host - (uint64_t)(uintptr_t)memory->high;
+
+	return low < memory->low_size ? low : high < memory->high_size ? memory->low_size + high : ALIASES_NONE;
+}
+
 /* The page of host address `host`, where the TLB shall lead. */
-uint64_t aliases_host(const struct translator *t, uint64_t host);
+static inline uint64_t aliases_host(const struct translator *t, uint64_t host)
+{
+	if (!t->alias_of_page || t->lockstep)
+		return host;
+	uint64_t offset = aliases_offset(t->vcpu->memory, host);
+	uint64_t alias = offset == ALIASES_NONE ? 0 : t->alias_of_page[offset / MEMORY_PAGE_SIZE];
+	return alias ? alias : host;
+}
 /* This page and its neighbours, as far as they are in the current view's TLB, get aliases. False: nothing changed. */
 bool aliases_make(struct translator *t, uint64_t page, bool write);
 /* Drops all if there were too many. Not while translated code runs. */
@@ -111,6 +145,22 @@ static inline const struct xtlb_entry *runtime_entered(const struct translator *
 	    &t->tlb[t->vcpu->mmu.view][write][page / MEMORY_PAGE_SIZE & (XTLB_ENTRIES - 1)];
 
 	return entry->tag == page ? entry : NULL;
+}
+
+/* An entry for number `n` of a view's read or write array. */
+static inline void caches_put_entry(struct translator *t, unsigned view, bool write, unsigned n,
+                                    struct xtlb_entry entry, bool global, bool large)
+{
+	uint64_t bit = 1ull << n % 64;
+
+	t->tlb[view][write][n] = entry;
+	t->tlb_delta[view][n][write] = entry.host - entry.tag;
+	t->tlb_valid[view][write][n / 64] |= bit;
+	t->tlb_some[view][write][n / 4096] |= 1ull << n / 64 % 64;
+	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
+	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
+	if (large)
+		t->large_regions |= mmu_region_bit(entry.tag);
 }
 
 /* The block is translated anew when it is entered next. */

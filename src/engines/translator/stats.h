@@ -36,6 +36,7 @@
 	X(raised, "vector registers wanted, loaded at once")                                                           \
 	X(leave_fault, "exits: host fault")                                                                            \
 	X(slow_miss, "slow accesses: filled the TLB")                                                                  \
+	X(filled, "of both, filled without leaving")                                                                   \
 	X(probes, "checks of groups that missed")                                                                      \
 	X(scattered, "accesses that jump about too much for a range")                                                  \
 	X(aliased, "times that neighbouring pages got aliases")                                                        \

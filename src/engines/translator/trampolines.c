@@ -218,6 +218,39 @@ static void emit_round_trip(struct emitter *e, const struct translator *t, uintp
 	emit_fill(e, t);
 }
 
+/* Guest registers that a C function may change: guest number, host number. */
+static const uint8_t changed[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RSP, R11}, {RSI, RSI}, {RDI, RDI}, {R8, R8}};
+
+static void emit_changed(struct emitter *e, const struct translator *t, unsigned opcode)
+{
+	for (unsigned i = 0; i < sizeof(changed) / sizeof(changed[0]); i++)
+		emit_op_abs(e, true, opcode, changed[i][1], gpr(t, changed[i][0]));
+}
+
+/*
+ * Called: returns with what function(t, R9) says in R9 if that is not 0, and goes on here with R9 as it was if it is. The
+ * function touches no vector registers.
+ */
+static void emit_quick(struct emitter *e, const struct translator *t, uintptr_t function)
+{
+	emit_changed(e, t, 0x89);
+	emit_store(e, R9, xabs(&t->missed));
+	emit_move(e, RSI, R9);
+	emit_move_imm64(e, RDI, (uintptr_t)t);
+	emit_move_imm64(e, RAX, function);
+	emit_add_rsp(e, (unsigned)-8); /* aligned */
+	emit_byte(e, 0xff);            /* call rax */
+	emit_byte(e, 0xd0);
+	emit_add_rsp(e, 8);
+	emit_move(e, R9, RAX);
+	emit_changed(e, t, 0x8b);
+	emit_op_reg(e, true, 0x85, R9, R9); /* test */
+	uint8_t *none = emit_jump_if(e, CC_E);
+	emit_byte(e, 0xc3);
+	emit_fix(e, none);
+	emit_load(e, R9, xabs(&t->missed));
+}
+
 /*
  * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host
  * address, which goes on in R9, or does the whole instruction.
@@ -225,6 +258,7 @@ static void emit_round_trip(struct emitter *e, const struct translator *t, uintp
 static void emit_slow(struct emitter *e, struct translator *t)
 {
 	t->slow = e->at;
+	emit_quick(e, t, (uintptr_t)translator_fill);
 	emit_round_trip(e, t, (uintptr_t)translator_slow);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE); /* cmp */
 	uint8_t *leave = emit_jump_if(e, CC_E), *other = emit_jump_if(e, CC_B);
@@ -250,6 +284,7 @@ static void emit_slow(struct emitter *e, struct translator *t)
 static void emit_probe(struct emitter *e, struct translator *t)
 {
 	t->probe = e->at;
+	emit_quick(e, t, (uintptr_t)translator_fill_group);
 	emit_round_trip(e, t, (uintptr_t)translator_probe);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
@@ -293,15 +328,6 @@ static void emit_sensitive(struct emitter *e, struct translator *t)
 	emit_jump_abs(e, xabs(&t->target));
 	emit_fix(e, leave);
 	emit_return(e);
-}
-
-/* Guest registers that a C function may change: guest number, host number. */
-static const uint8_t changed[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RSP, R11}, {RSI, RSI}, {RDI, RDI}, {R8, R8}};
-
-static void emit_changed(struct emitter *e, const struct translator *t, unsigned opcode)
-{
-	for (unsigned i = 0; i < sizeof(changed) / sizeof(changed[0]); i++)
-		emit_op_abs(e, true, opcode, changed[i][1], gpr(t, changed[i][0]));
 }
 
 /*

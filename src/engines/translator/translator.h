@@ -267,6 +267,8 @@ struct translator {
 	struct xspace *space; /* MMU_SPACES of them */
 	struct xknown *known;
 	struct aliases *aliases;
+	const uint64_t *alias_of_page; /* alias.c's own; NULL: there are none */
+	uint64_t missed;               /* linear address of the access whose page is looked for */
 
 	uint64_t code_page; /* where the page is whose floating code runs */
 	uint64_t target;    /* for trampolines and CALLs */
