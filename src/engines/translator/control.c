@@ -111,9 +111,9 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	if (!same_page) {
 		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
 
-		/* The key that the link is good for (translator_to_link fills it): both in one comparison. */
-		emit_load(e, S1, xabs(key));
-		emit_op_abs(e, true, 0x3b, S1, xabs(&link->key));
+		/* The key that the link is good for, which translator_to_link fills in: both in one comparison. */
+		link->key = emit_move_any64(e, S1);
+		emit_op_abs(e, true, 0x3b, S1, xabs(key));
 		tr->in_register = false;
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}

@@ -150,6 +150,14 @@ void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value)
 	}
 }
 
+uint8_t *emit_move_any64(struct emitter *e, unsigned reg)
+{
+	emit_rex(e, true, 0, 0, reg);
+	emit_byte(e, 0xb8 | (reg & 7));
+	emit_u64(e, 0);
+	return e->at - 8;
+}
+
 void emit_move_address(struct emitter *e, unsigned reg, const volatile void *address)
 {
 	uint64_t value = (uintptr_t)address;

@@ -85,6 +85,8 @@ static inline void emit_move(struct emitter *e, unsigned to, unsigned from)
 	emit_op_reg(e, true, 0x89, from, to);
 }
 void emit_move_imm64(struct emitter *e, unsigned reg, uint64_t value);
+/* The same with a value that is filled in later: where it is. */
+uint8_t *emit_move_any64(struct emitter *e, unsigned reg);
 /* The same with an address: as long wherever that is, if it is below 2 GiB, and if it is not. */
 void emit_move_address(struct emitter *e, unsigned reg, const volatile void *address);
 /* mov dword/qword [abs], imm32 (sign-extended). */

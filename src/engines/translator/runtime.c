@@ -686,7 +686,12 @@ void translator_to_link(PARAMETERS)
 			runtime_undo_link(t, link);
 			link_to(t, link, xblock);
 		}
-		link->key = xpage_key(rip, block->physical);
+		if (link->key) {
+			uint64_t key = xpage_key(rip, block->physical);
+
+			memcpy(link->key, &key, sizeof(key));
+			t->patched = true;
+		}
 		note_code(t, xblock, rip);
 	}
 	return go_on(ARGUMENTS, block);

@@ -127,10 +127,10 @@ struct xlink {
 	bool own;              /* the block jumps back to itself by it */
 	bool floating;         /* so is its block */
 	uint64_t rip;          /* of the target; floating: code_page is to be added */
-	uint64_t key;          /* xpage_key() of the target's page, for links that leave the page */
-	bool entry_a;          /* flags are in EFLAGS there */
-	uint8_t vector;        /* enum vector_need: registers that are there */
-	bool x87;              /* the x87 unit's are there */
+	uint8_t *key;   /* writable view: xpage_key() of the target's page, in the code of links that leave the page */
+	bool entry_a;   /* flags are in EFLAGS there */
+	uint8_t vector; /* enum vector_need: registers that are there */
+	bool x87;       /* the x87 unit's are there */
 	uint8_t view;
 	uint8_t settle; /* instructions from the target on until flags that are dead there have values again */
 };
