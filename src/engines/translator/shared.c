@@ -239,6 +239,7 @@ static void store_tables(const struct translation *tr, const struct translator_c
 		*link = t->links[c->links + n];
 		link->place = relative(link->place, code);
 		link->stub = relative(link->stub, code);
+		link->key = relative(link->key, code);
 		link->source = NULL;
 	}
 	memcpy(p->pointers, &t->pointers[c->pointers], s->pointers * sizeof(*p->pointers));
@@ -377,6 +378,7 @@ static void take_tables(struct translator *t, const struct shared *s, const stru
 		*link = p->links[n];
 		link->place = absolute(link->place, code);
 		link->stub = absolute(link->stub, code);
+		link->key = absolute(link->key, code);
 		link->source = xblock;
 	}
 	memcpy(&t->pointers[t->pointers_count], p->pointers, s->pointers * sizeof(*p->pointers));
@@ -524,9 +526,9 @@ static bool same_tables(const struct translator *t, const struct translator_curs
 	for (uint32_t n = 0; n < link_count; n++) {
 		const struct xlink *a = &t->links[c->links + n], *b = &links[n];
 
-		if (a->place != b->place || a->stub != b->stub || a->own != b->own || a->floating != b->floating ||
-		    a->rip != b->rip || a->entry_a != b->entry_a || a->vector != b->vector || a->x87 != b->x87 ||
-		    a->view != b->view || a->settle != b->settle)
+		if (a->place != b->place || a->stub != b->stub || a->key != b->key || a->own != b->own ||
+		    a->floating != b->floating || a->rip != b->rip || a->entry_a != b->entry_a ||
+		    a->vector != b->vector || a->x87 != b->x87 || a->view != b->view || a->settle != b->settle)
 			return false;
 	}
 	return true;
