@@ -141,7 +141,7 @@ void machine_step(struct machine *machine, struct vcpu *vcpu);
  */
 int machine_switch_engine(struct machine *machine, const struct engine *engine);
 
-/* The whole state, RAM included, of a paused machine (snapshot.c comes later; tests use it now). */
+/* The whole state, RAM included, of a machine that is paused or has not run yet (snapshot.c comes later; tests use it now). */
 void machine_state(struct machine *machine, struct state *state);
 
 /* Counters, times and memory use (machine_stats.c), while it runs or when it has ended. */

@@ -52,6 +52,8 @@ void machine_state(struct machine *machine, struct state *state)
 {
 	uint32_t cpus = machine->options.cpus;
 
+	/* A machine that has not run yet may be loaded as it is; when all is loaded, its devices look for what was asked. */
+	machine_pause(machine);
 	machine_lock(machine);
 	state_begin(state, "machine", 0, 1);
 	state_u32(state, "cpus", &cpus);
@@ -77,4 +79,5 @@ void machine_state(struct machine *machine, struct state *state)
 		}
 	}
 	machine_unlock(machine);
+	machine_resume(machine);
 }

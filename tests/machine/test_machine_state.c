@@ -15,6 +15,7 @@
 
 #include "engines/engine.h"
 #include "machine/machine.h"
+#include "machine/pc.h"
 #include "machine/state.h"
 
 #define CODE       0x7c00
@@ -149,6 +150,71 @@ static void test_save_in_the_middle(void **unused)
 	machine_destroy(machine);
 }
 
+/*
+ * A request that the driver put into a queue just before the processors stood still: no device takes it any more, and nobody
+ * speaks of it after the load.
+ */
+static void test_request_at_the_last_moment(void **unused)
+{
+	enum { DESCRIPTORS = 0x10000, DRIVER = 0x11000, DEVICE = 0x12000, BUFFER = 0x13000 };
+	struct __attribute__((packed)) {
+		uint64_t address;
+		uint32_t length;
+		uint16_t flags, next;
+	} descriptor = {BUFFER, 64, 2 /* written by the device */, 0};
+	struct machine *machine = new_machine(true);
+	struct virtio_device *device = &machine->pc->virtio.rng.device;
+	struct state *state = state_save_begin();
+	const uint16_t available[3] = {0, 1, 0};
+	uint16_t used[2] = {0};
+	pthread_t thread;
+	void *result;
+	size_t length = 0;
+
+	assert_int_equal(memory_write(&machine->memory, DESCRIPTORS, &descriptor, sizeof(descriptor)), 0);
+	virtio_device_set_status(device, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER);
+	atomic_store(&device->features, VIRTIO_FEATURE_VERSION_1);
+	virtio_device_set_status(device, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK);
+	device->queue[0].size = 8;
+	device->queue[0].descriptors = DESCRIPTORS;
+	device->queue[0].driver_area = DRIVER;
+	device->queue[0].device_area = DEVICE;
+	virtio_queue_enable(&device->queue[0]);
+	virtio_device_set_status(device, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER | VIRTIO_STATUS_FEATURES_OK |
+	                                     VIRTIO_STATUS_DRIVER_OK);
+	assert_int_equal(pthread_create(&thread, NULL, run_machine, machine), 0);
+	machine_pause(machine);
+	assert_int_equal(memory_write(&machine->memory, DRIVER, available, sizeof(available)), 0);
+	virtio_device_notify(device, 0);
+	sleep_us(20000);
+	assert_int_equal(memory_read(&machine->memory, DEVICE, used, sizeof(used)), 0);
+	assert_int_equal(used[1], 0);
+	machine_state(machine, state);
+	assert_null(state_error(state));
+	machine_end(machine, MACHINE_QUIT, 0);
+	machine_resume(machine);
+	assert_int_equal(pthread_join(thread, &result), 0);
+	machine_destroy(machine);
+
+	const void *data = state_save_data(state, &length);
+	assert_non_null(data);
+	machine = new_machine(false);
+	struct state *load = state_load_begin(data, length);
+	machine_state(machine, load);
+	assert_null(state_error(load));
+	state_free(load);
+	state_free(state);
+	assert_int_equal(pthread_create(&thread, NULL, run_machine, machine), 0);
+	for (unsigned i = 0; i < 6000 && used[1] == 0; i++) {
+		sleep_us(10000);
+		assert_int_equal(memory_read(&machine->memory, DEVICE, used, sizeof(used)), 0);
+	}
+	assert_int_equal(used[1], 1);
+	machine_end(machine, MACHINE_QUIT, 0);
+	assert_int_equal(pthread_join(thread, &result), 0);
+	machine_destroy(machine);
+}
+
 /* A stream that was cut or changed is refused with a message, and nothing crashes. */
 static void test_damaged_streams(void **unused)
 {
@@ -185,6 +251,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 	    cmocka_unit_test(test_save_in_the_middle),
+	    cmocka_unit_test(test_request_at_the_last_moment),
 	    cmocka_unit_test(test_damaged_streams),
 	};
 
