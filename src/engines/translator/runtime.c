@@ -586,8 +586,11 @@ void translator_heat(PARAMETERS)
 		NEXT;
 	}
 	if (outcome == NO_ROOM) { /* it is made between blocks; then at once */
+		t->counters.put_off++;
 		slot->immediate = t->heat;
 		interpreter_of(vcpu)->cache_full = true;
+		/* A block that leads to itself would not come to the run loop before an interrupt. */
+		atomic_fetch_or(&vcpu->attention, ATTENTION_STEP);
 		NEXT;
 	}
 	return translated(ARGUMENTS);

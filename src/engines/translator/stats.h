@@ -21,6 +21,7 @@
 	X(taken, "translations taken from other processors")                                                           \
 	X(compared, "of them compared with its own")                                                                   \
 	X(refused, "blocks left to the interpreter")                                                                   \
+	X(put_off, "translations put off until there was room")                                                        \
 	X(failed, "translations given up")                                                                             \
 	X(executed, "instructions run translated, about")                                                              \
 	X(enters, "entries into translated code")                                                                      \
