@@ -256,25 +256,50 @@ static void dhcp_gives_an_address(void **state)
 	close_user();
 }
 
-static void ping_of_the_gateway(void **state)
+static void make_ping(uint8_t frame[98])
 {
-	uint8_t frame[98];
-	struct rig_frame *answer;
 	uint16_t checksum;
 
-	open_user("user");
 	rig_ethernet(frame, gateway_mac, net_mac(rig.net), 0x0800);
 	rig_ipv4(frame, GUEST, GATEWAY, IPPROTO_ICMP, 64);
 	memset(frame + 34, 0x5a, 64);
 	memcpy(frame + 34, "\x08\x00\x00\x00\x12\x34\x00\x01", 8);
 	checksum = checksum_fold(checksum_add(0, frame + 34, 64));
 	memcpy(frame + 36, &checksum, 2);
+}
+
+static void ping_of_the_gateway(void **state)
+{
+	uint8_t frame[98];
+	struct rig_frame *answer;
+
+	open_user("user");
+	make_ping(frame);
 	send_arp(1, broadcast, GUEST, GATEWAY);
 	rig_send(&rig, frame, sizeof(frame));
 	answer = next_ipv4(IPPROTO_ICMP);
 	assert_int_equal(answer->data[34], 0);
 	assert_int_equal(answer->length, sizeof(frame));
 	assert_memory_equal(answer->data + 38, frame + 38, 60);
+	free(answer);
+	close_user();
+}
+
+/* A guest that knows the gateway, which does not know it: its answer waits for nothing more than the guest's to its question. */
+static void ping_of_a_new_gateway(void **state)
+{
+	uint8_t frame[98];
+	struct rig_frame *answer;
+
+	open_user("user");
+	make_ping(frame);
+	rig_send(&rig, frame, sizeof(frame));
+	answer = next_of_type(0x0806);
+	assert_int_equal(rig_get16(answer->data + 20), 1);
+	free(answer);
+	send_arp(2, gateway_mac, GUEST, GATEWAY);
+	answer = next_ipv4(IPPROTO_ICMP);
+	assert_int_equal(answer->length, sizeof(frame));
 	free(answer);
 	close_user();
 }
@@ -1097,6 +1122,7 @@ int main(int argc, char **argv)
 	    cmocka_unit_test(arp),
 	    cmocka_unit_test(dhcp_gives_an_address),
 	    cmocka_unit_test(ping_of_the_gateway),
+	    cmocka_unit_test(ping_of_a_new_gateway),
 	    cmocka_unit_test(ipv6),
 	    cmocka_unit_test(udp_to_the_host),
 	    cmocka_unit_test(large_datagrams),

@@ -16,6 +16,7 @@
  */
 #include <arpa/inet.h>
 #include <errno.h>
+#include <linux/if_ether.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,12 +33,13 @@
 #include "backends/net/slirp_guard.h"
 #include "host/log.h"
 
-#define WIRE_MTU      65521 /* libslirp's largest */
-#define WIRE_MRU      16384
-#define ETHERNET_MTU  1500
-#define OUTGOING_REST (1u << 20) /* bytes waiting for the device, from which on the sockets rest */
-#define OUTGOING_MAX  (4u << 20) /* ... from which on frames are lost */
-#define READY_EVENTS  64
+#define CLOCK_STALE_MS 100
+#define WIRE_MTU       65521 /* libslirp's largest */
+#define WIRE_MRU       16384
+#define ETHERNET_MTU   1500
+#define OUTGOING_REST  (1u << 20) /* bytes waiting for the device, from which on the sockets rest */
+#define OUTGOING_MAX   (4u << 20) /* ... from which on frames are lost */
+#define READY_EVENTS   64
 
 struct watched_fd {
 	uint32_t events, ready; /* EPOLL...; in our epoll exactly if events is not 0 */
@@ -69,7 +71,9 @@ struct user {
 	bool resting;
 	struct frame_queue outgoing;
 	struct slirp_guard guard;
-	unsigned mtu; /* of the driver's side */
+	unsigned mtu;   /* of the driver's side */
+	int64_t polled; /* ms: when libslirp was polled last, which is when it looks at the clock */
+	bool neighbour; /* a frame about addresses came: libslirp is to be polled */
 };
 
 static int64_t now_ns(void)
@@ -347,6 +351,7 @@ static void poll_slirp(struct user *user, bool sockets)
 	for (int i = 0; i < count; i++)
 		user->watched[ready[i].data.fd].ready = ready[i].events;
 	slirp_pollfds_poll(user->slirp, count < 0, get_revents, user);
+	user->polled = now_ns() / 1000000;
 	for (int i = 0; i < count; i++)
 		user->watched[ready[i].data.fd].ready = 0;
 	run_timers(user);
@@ -416,8 +421,13 @@ static void user_kicked(struct net *net)
 {
 	struct user *user = net->data;
 
-	run_timers(user);
-	ask(user);
+	if (user->neighbour) {
+		user->neighbour = false;
+		poll_slirp(user, false);
+	} else {
+		run_timers(user);
+		ask(user);
+	}
 	deliver_outgoing(net);
 }
 
@@ -442,6 +452,14 @@ static void time_out(void *owner, uint32_t events)
 	net_input_end(user->net);
 }
 
+/* ARP, or ICMPv6, of which neighbour discovery is a part. */
+static bool about_neighbours(const uint8_t *frame, size_t length)
+{
+	unsigned type = length > 20 ? frame[12] << 8 | frame[13] : 0;
+
+	return type == ETH_P_ARP || (type == ETH_P_IPV6 && frame[20] == IPPROTO_ICMPV6);
+}
+
 static bool user_send(struct net *net, const struct virtio_net_hdr *header, const struct iovec *iov, unsigned iov_count,
                       size_t length)
 {
@@ -454,7 +472,12 @@ static bool user_send(struct net *net, const struct virtio_net_hdr *header, cons
 	length = slirp_guard_admit(&user->guard, &frame, length, user->mtu, WIRE_MTU, now_ns() / 1000000);
 	if (!length)
 		return false;
+	/* With its old time a new socket of UDP would be too old already when it is polled next. */
+	if (now_ns() / 1000000 - user->polled >= CLOCK_STALE_MS)
+		poll_slirp(user, false);
 	slirp_input(user->slirp, frame, (int)length);
+	/* What waits for the driver's address libslirp sends when it is polled; else it would be old by then. */
+	user->neighbour |= about_neighbours(frame, length);
 	net_kick(net); /* it may wait for other descriptors now */
 	return true;
 }
