@@ -108,6 +108,39 @@ static void sleep_us(long us)
 	nanosleep(&(struct timespec){.tv_nsec = us * 1000}, NULL);
 }
 
+/* Ends a machine that runs on `thread`: its result. */
+static intptr_t end_machine(struct machine *machine, pthread_t thread)
+{
+	void *result;
+
+	machine_end(machine, MACHINE_QUIT, 0);
+	machine_resume(machine);
+	assert_int_equal(pthread_join(thread, &result), 0);
+	machine_destroy(machine);
+	return (intptr_t)result;
+}
+
+/* A paused machine that runs on `thread` goes on as the new one that is returned. */
+static struct machine *move_machine(struct machine *machine, pthread_t thread, intptr_t *result)
+{
+	struct state *state = state_save_begin(), *load;
+	const void *data;
+	size_t length = 0;
+
+	machine_state(machine, state);
+	assert_null(state_error(state));
+	*result = end_machine(machine, thread);
+	data = state_save_data(state, &length);
+	assert_non_null(data);
+	machine = new_machine(false);
+	load = state_load_begin(data, length);
+	machine_state(machine, load);
+	assert_null(state_error(load));
+	state_free(load);
+	state_free(state);
+	return machine;
+}
+
 /* Runs for a while, saves; the rest of the work is done by a second machine, and once more interrupted by a third. */
 static void test_save_in_the_middle(void **unused)
 {
@@ -115,35 +148,18 @@ static void test_save_in_the_middle(void **unused)
 	unsigned moves = 0;
 	bool finished = false;
 	pthread_t thread;
-	void *result;
+	intptr_t result;
 
 	for (unsigned round = 0; round < 4 && !finished; round++) {
-		struct state *state = state_save_begin();
-		size_t length = 0;
-
 		assert_int_equal(pthread_create(&thread, NULL, run_machine, machine), 0);
 		sleep_us(5000);
 		machine_pause(machine);
-		machine_state(machine, state);
-		assert_null(state_error(state));
-		machine_end(machine, MACHINE_QUIT, 0);
-		machine_resume(machine);
-		assert_int_equal(pthread_join(thread, &result), 0);
-		machine_destroy(machine);
-		finished = (intptr_t)result == 42;
-
-		const void *data = state_save_data(state, &length);
-		assert_non_null(data);
-		machine = new_machine(false);
-		struct state *load = state_load_begin(data, length);
-		machine_state(machine, load);
-		assert_null(state_error(load));
-		state_free(load);
-		state_free(state);
+		machine = move_machine(machine, thread, &result);
+		finished = result == 42;
 		moves++;
 	}
-	result = run_machine(machine);
-	assert_int_equal((intptr_t)result, 42);
+	result = (intptr_t)run_machine(machine);
+	assert_int_equal(result, 42);
 	assert_int_equal(guest_u32(machine, RESULT), expected_sum());
 	assert_true(guest_u32(machine, TICKS) > 0);
 	assert_true(moves > 0);
@@ -164,12 +180,10 @@ static void test_request_at_the_last_moment(void **unused)
 	} descriptor = {BUFFER, 64, 2 /* written by the device */, 0};
 	struct machine *machine = new_machine(true);
 	struct virtio_device *device = &machine->pc->virtio.rng.device;
-	struct state *state = state_save_begin();
 	const uint16_t available[3] = {0, 1, 0};
 	uint16_t used[2] = {0};
 	pthread_t thread;
-	void *result;
-	size_t length = 0;
+	intptr_t result;
 
 	assert_int_equal(memory_write(&machine->memory, DESCRIPTORS, &descriptor, sizeof(descriptor)), 0);
 	virtio_device_set_status(device, VIRTIO_STATUS_ACKNOWLEDGE | VIRTIO_STATUS_DRIVER);
@@ -189,30 +203,14 @@ static void test_request_at_the_last_moment(void **unused)
 	sleep_us(20000);
 	assert_int_equal(memory_read(&machine->memory, DEVICE, used, sizeof(used)), 0);
 	assert_int_equal(used[1], 0);
-	machine_state(machine, state);
-	assert_null(state_error(state));
-	machine_end(machine, MACHINE_QUIT, 0);
-	machine_resume(machine);
-	assert_int_equal(pthread_join(thread, &result), 0);
-	machine_destroy(machine);
-
-	const void *data = state_save_data(state, &length);
-	assert_non_null(data);
-	machine = new_machine(false);
-	struct state *load = state_load_begin(data, length);
-	machine_state(machine, load);
-	assert_null(state_error(load));
-	state_free(load);
-	state_free(state);
+	machine = move_machine(machine, thread, &result);
 	assert_int_equal(pthread_create(&thread, NULL, run_machine, machine), 0);
 	for (unsigned i = 0; i < 6000 && used[1] == 0; i++) {
 		sleep_us(10000);
 		assert_int_equal(memory_read(&machine->memory, DEVICE, used, sizeof(used)), 0);
 	}
 	assert_int_equal(used[1], 1);
-	machine_end(machine, MACHINE_QUIT, 0);
-	assert_int_equal(pthread_join(thread, &result), 0);
-	machine_destroy(machine);
+	end_machine(machine, thread);
 }
 
 /* A stream that was cut or changed is refused with a message, and nothing crashes. */

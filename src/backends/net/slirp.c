@@ -84,6 +84,11 @@ static int64_t now_ns(void)
 	return now.tv_sec * 1000000000ll + now.tv_nsec;
 }
 
+static int64_t now_ms(void)
+{
+	return now_ns() / 1000000;
+}
+
 /* ---- what libslirp calls ---- */
 
 static ssize_t slirp_send_packet(const void *data, size_t length, void *opaque)
@@ -294,7 +299,7 @@ static int get_revents(int index, void *opaque)
 static void set_timer(struct user *user, uint32_t timeout)
 {
 	struct itimerspec time = {0};
-	int64_t now = now_ns() / 1000000, wait = timeout == UINT32_MAX ? INT64_MAX : timeout;
+	int64_t now = now_ms(), wait = timeout == UINT32_MAX ? INT64_MAX : timeout;
 
 	for (struct slirp_timer *timer = user->timers; timer; timer = timer->next)
 		if (timer->deadline >= 0 && timer->deadline - now < wait)
@@ -327,7 +332,7 @@ static void ask(struct user *user)
 
 static void run_timers(struct user *user)
 {
-	int64_t now = now_ns() / 1000000;
+	int64_t now = now_ms();
 	unsigned guard = 16;
 
 	for (struct slirp_timer *timer = user->timers; timer && guard; timer = timer->next) {
@@ -351,7 +356,7 @@ static void poll_slirp(struct user *user, bool sockets)
 	for (int i = 0; i < count; i++)
 		user->watched[ready[i].data.fd].ready = ready[i].events;
 	slirp_pollfds_poll(user->slirp, count < 0, get_revents, user);
-	user->polled = now_ns() / 1000000;
+	user->polled = now_ms();
 	for (int i = 0; i < count; i++)
 		user->watched[ready[i].data.fd].ready = 0;
 	run_timers(user);
@@ -465,15 +470,16 @@ static bool user_send(struct net *net, const struct virtio_net_hdr *header, cons
 {
 	struct user *user = net->data;
 	uint8_t *frame = net->scratch;
+	int64_t now = now_ms();
 
 	/* The guest may write while it is read: a copy is checked and used. */
 	if (iov_count != 1 || iov->iov_base != frame)
 		net_gather(frame, iov, iov_count);
-	length = slirp_guard_admit(&user->guard, &frame, length, user->mtu, WIRE_MTU, now_ns() / 1000000);
+	length = slirp_guard_admit(&user->guard, &frame, length, user->mtu, WIRE_MTU, now);
 	if (!length)
 		return false;
 	/* With its old time a new socket of UDP would be too old already when it is polled next. */
-	if (now_ns() / 1000000 - user->polled >= CLOCK_STALE_MS)
+	if (now - user->polled >= CLOCK_STALE_MS)
 		poll_slirp(user, false);
 	slirp_input(user->slirp, frame, (int)length);
 	/* What waits for the driver's address libslirp sends when it is polled; else it would be old by then. */

@@ -700,6 +700,15 @@ void translator_to_link(PARAMETERS)
 	return go_on(ARGUMENTS, block);
 }
 
+/* Indirect transfers to `rip` find the block from here on. */
+static void enter_target(struct translator *t, const struct xblock *xblock, uint64_t rip)
+{
+	caches_catch_up(t);
+	note_code(t, xblock, rip);
+	caches_enter_target(t, xblock->code_view, rip, target_of(t, xblock));
+	find_enter(t, xblock, target_of(t, xblock));
+}
+
 void translator_to_address(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
@@ -731,10 +740,7 @@ void translator_to_address(PARAMETERS)
 		return;
 	struct xblock *xblock = xblock_of(vcpu, block);
 	if (xblock) {
-		caches_catch_up(t);
-		note_code(t, xblock, rip);
-		caches_enter_target(t, xblock->code_view, rip, target_of(t, xblock));
-		find_enter(t, xblock, target_of(t, xblock));
+		enter_target(t, xblock, rip);
 	}
 	return go_on(ARGUMENTS, block);
 }
@@ -886,10 +892,7 @@ static uint64_t go_on_translated(struct translator *t)
 		struct xblock *xblock = block ? xblock_of(vcpu, block) : NULL;
 		if (!xblock)
 			return SLOW_LEAVE;
-		caches_catch_up(t);
-		note_code(t, xblock, vcpu->state.rip);
-		caches_enter_target(t, code_view, vcpu->state.rip, target_of(t, xblock));
-		find_enter(t, xblock, target_of(t, xblock));
+		enter_target(t, xblock, vcpu->state.rip);
 		announce(t); /* may take it away again */
 		host = known_target(t, code_view);
 		if (!host) {
