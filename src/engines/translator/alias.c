@@ -149,7 +149,7 @@ static bool make_for(struct translator *t, uint64_t page, bool write, bool *made
 
 	if (!entry || (t->tlb_large[t->vcpu->mmu.view][write][n / 64] >> n % 64 & 1))
 		return false;
-	uint64_t offset = aliases_offset(t->vcpu->memory, entry->host);
+	uint64_t offset = aliases_offset(t->vcpu->memory, page + entry->delta[write]);
 	if (offset == ALIASES_NONE || t->aliases->of_page[offset / MEMORY_PAGE_SIZE])
 		return true;
 	if (!make(t, page, offset))

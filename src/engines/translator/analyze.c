@@ -150,12 +150,13 @@ static enum kind classify(struct translation *tr, struct item *item, const uint8
 	switch (m) {
 	case ZYDIS_MNEMONIC_NOP:
 	case ZYDIS_MNEMONIC_ENDBR64:
+		return KIND_NOP;
 	case ZYDIS_MNEMONIC_PREFETCHT0:
 	case ZYDIS_MNEMONIC_PREFETCHT1:
 	case ZYDIS_MNEMONIC_PREFETCHT2:
 	case ZYDIS_MNEMONIC_PREFETCHNTA:
 	case ZYDIS_MNEMONIC_PREFETCHW:
-		return KIND_NOP;
+		return prefetch_possible(item) ? KIND_PREFETCH : KIND_NOP;
 	case ZYDIS_MNEMONIC_LEA:
 		return item->i.operand_width >= 32 && address_possible(item) ? KIND_LEA : KIND_FALLBACK;
 	case ZYDIS_MNEMONIC_PUSH:

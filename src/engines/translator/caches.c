@@ -37,7 +37,7 @@
 static void drop_entries(struct translator *t, unsigned view, unsigned write, uint64_t word, uint64_t bits)
 {
 	FOR_BITS(n, word, bits)
-	t->tlb[view][write][n].tag = NO_TAG(n);
+	t->tlb[view][n].tag[write] = NO_TAG(n);
 	t->tlb_valid[view][write][word] &= ~bits;
 	if (!t->tlb_valid[view][write][word])
 		t->tlb_some[view][write][word / 64] &= ~(1ull << word % 64);
@@ -95,10 +95,9 @@ void caches_follow_aliases(struct translator *t)
 			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
 	FOR_BITS(n, word, t->tlb_valid[view][write][word])
 	{
-		struct xtlb_entry *entry = &t->tlb[view][write][n];
+		struct xtlb_entry *entry = &t->tlb[view][n];
 
-		entry->host = aliases_host(t, entry->host);
-		t->tlb_delta[view][n][write] = entry->host - entry->tag;
+		entry->delta[write] = aliases_host(t, entry->tag[write] + entry->delta[write]) - entry->tag[write];
 	}
 }
 
@@ -114,9 +113,9 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
 			return NULL;
 	}
 	host = aliases_host(t, host);
-	caches_put_entry(t, view, write, n, (struct xtlb_entry){.tag = tag, .host = host},
-	                 mmu_entry_global(t->vcpu, entry), mmu_entry_large(t->vcpu, entry));
-	return &t->tlb[view][write][n];
+	caches_put_entry(t, view, write, n, tag, host - tag, mmu_entry_global(t->vcpu, entry),
+	                 mmu_entry_large(t->vcpu, entry));
+	return &t->tlb[view][n];
 }
 
 /* ---- ways to code ---- */
@@ -224,13 +223,13 @@ static void drop_page(struct translator *t, uint64_t linear)
 		drop_code(t, view, linear);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = 0; write < 2; write++) {
-			if (t->tlb[view][write][own].tag == (linear & ~PAGE_MASK))
+			if (t->tlb[view][own].tag[write] == (linear & ~PAGE_MASK))
 				drop_entry(t, view, write, own);
 			if (!(t->large_regions & mmu_region_bit(linear)))
 				continue;
 			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
 			FOR_BITS(n, word, t->tlb_large[view][write][word])
-			if (!((t->tlb[view][write][n].tag ^ linear) >> 30))
+			if (!((t->tlb[view][n].tag[write] ^ linear) >> 30))
 				drop_entry(t, view, write, n);
 		}
 }
@@ -286,7 +285,8 @@ static void put_entries_aside(struct translator *t, unsigned view, unsigned writ
 		{
 			if (space->entries == XSAVED)
 				break;
-			space->entry[space->entries].entry = t->tlb[view][write][n];
+			space->entry[space->entries].tag = t->tlb[view][n].tag[write];
+			space->entry[space->entries].delta = t->tlb[view][n].delta[write];
 			space->entry[space->entries].index = (uint16_t)n;
 			space->entry[space->entries].view = (uint8_t)view;
 			space->entry[space->entries].write = write;
@@ -318,14 +318,13 @@ static void put_back(struct translator *t, const struct xspace *space)
 {
 	for (unsigned i = 0; i < space->entries; i++) {
 		unsigned n = space->entry[i].index, view = space->entry[i].view, write = space->entry[i].write;
-
-		struct xtlb_entry entry = space->entry[i].entry;
+		uint64_t tag = space->entry[i].tag, delta = space->entry[i].delta;
 
 		if ((t->tlb_valid[view][write][n / 64] >> n % 64 & 1) || (write && space->watches != t->watches))
 			continue;
 		if (space->aliased != t->counters.aliased)
-			entry.host = aliases_host(t, entry.host);
-		caches_put_entry(t, view, write, n, entry, false, space->entry[i].large);
+			delta = aliases_host(t, tag + delta) - tag;
+		caches_put_entry(t, view, write, n, tag, delta, false, space->entry[i].large);
 	}
 	for (unsigned i = 0; i < space->pages; i++) {
 		unsigned n = space->page[i].index, view = space->page[i].view;

@@ -32,12 +32,12 @@ static bool enter_page(struct translator *t, uint64_t linear, bool write, uint64
 	vcpu->counters.page_walks++;
 	t->counters.filled++;
 	*host = aliases_host(t, (uintptr_t)memory_ram(vcpu->memory, page));
-	struct xtlb_entry entry = {.tag = linear & ~PAGE_MASK, .host = *host};
+	uint64_t tag = linear & ~PAGE_MASK;
 	bool large = walk.page_size > MEMORY_PAGE_SIZE;
 	if (walk.readable)
-		caches_put_entry(t, view, false, n, entry, walk.global, large);
+		caches_put_entry(t, view, false, n, tag, *host - tag, walk.global, large);
 	if (writable)
-		caches_put_entry(t, view, true, n, entry, walk.global, large);
+		caches_put_entry(t, view, true, n, tag, *host - tag, walk.global, large);
 	return true;
 }
 

@@ -147,9 +147,9 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 
 uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span)
 {
-	emit_rorx(e, S2, S1, 8);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << 4); /* and */
-	emit_op_indexed(e, true, 0x33, S1, S2, tags);          /* xor */
+	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_op_indexed(e, true, 0x33, S1, S2, tags);                   /* xor */
 	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
 	return emit_jump_if(e, CC_A);
 }
@@ -162,7 +162,7 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
-	uint32_t tag = xabs(&t->tlb[tr->view][write][0].tag), host = xabs(&t->tlb[tr->view][write][0].host);
+	uint32_t tag = xabs(&t->tlb[tr->view][0].tag[write]), delta = xabs(&t->tlb[tr->view][0].delta[write]);
 
 	struct xrange *range = new_range(tr, item, size, write);
 	if (range) {
@@ -170,7 +170,8 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 		return;
 	}
 	uint8_t *miss = emit_look_up(e, tag, size);
-	emit_op_indexed(e, true, 0x03, S1, S2, host); /* add */
+	emit_op_indexed(e, true, 0x33, S1, S2, tag);   /* xor: the address again */
+	emit_op_indexed(e, true, 0x03, S1, S2, delta); /* add */
 	tr->in_register = false;
 	struct pending *p = pend(tr, PENDING_SLOW, miss);
 	p->resume = e->at;
@@ -193,6 +194,12 @@ void emit_code_address(struct translation *tr, unsigned reg, uint64_t address)
 		emit_lea(&tr->e, reg, reg, (int32_t)address);
 }
 
+/* Can the page's addresses be displacements? */
+static bool is_near(uint64_t page)
+{
+	return (int64_t)page == (int32_t)page;
+}
+
 void emit_access_miss(struct translation *tr, const struct pending *p)
 {
 	struct translator *t = tr->t;
@@ -204,12 +211,21 @@ void emit_access_miss(struct translation *tr, const struct pending *p)
 		emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
 	emit_store_address(e, xabs(&t->exit_argument), xabs(p->site));
 	emit_call_to(e, t->slow);
-	emit_jump_to(e, p->resume); /* SLOW_JUMP bytes, skipped after a call-out */
-	if (!p->site->slots)
+	uint8_t *found = NULL;
+	if (p->kind == PENDING_CONSTANT && !is_near(p->target))
+		found = emit_jump(e);
+	else
+		emit_jump_to(e, p->resume); /* SLOW_JUMP bytes, skipped after a call-out */
+	if (p->site->slots) {
+		if (p->item->end_in_register)
+			emit_flags_restore(e, t);
+		emit_jump_to(e, p->item->end);
+	}
+	if (!found)
 		return;
-	if (p->item->end_in_register)
-		emit_flags_restore(e, t);
-	emit_jump_to(e, p->item->end);
+	emit_fix(e, found);
+	emit_move_imm64(e, S1, p->target & ~0xfffull);
+	emit_jump_to(e, p->resume);
 }
 
 void emit_set_rip(struct translation *tr, uint64_t rip)
@@ -275,24 +291,30 @@ static struct host_memory lower_constant(struct translation *tr, const struct it
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	uint64_t page = address & ~0xfffull;
-	const struct xtlb_entry *entry = &t->tlb[tr->view][write][address >> 12 & (XTLB_ENTRIES - 1)];
+	const struct xtlb_entry *entry = &t->tlb[tr->view][address >> 12 & (XTLB_ENTRIES - 1)];
+
+	bool near = is_near(page);
 
 	flags_keep(tr, item->live_before);
-	if ((int64_t)page == (int32_t)page) {
-		emit_op_abs(e, true, 0x81, 7, xabs(&entry->tag)); /* cmp qword [], imm32 */
+	if (near) {
+		emit_op_abs(e, true, 0x81, 7, xabs(&entry->tag[write])); /* cmp qword [], imm32 */
 		emit_u32(e, (uint32_t)page);
 	} else {
 		emit_move_imm64(e, S1, page);
-		emit_op_abs(e, true, 0x3b, S1, xabs(&entry->tag));
+		emit_op_abs(e, true, 0x3b, S1, xabs(&entry->tag[write]));
 	}
 	tr->in_register = false;
 	struct pending *p = pend(tr, PENDING_CONSTANT, emit_jump_if(e, CC_NE));
-	p->resume = e->at;
 	p->target = address;
 	p->item = item;
 	p->site = new_site(tr, item, size, write);
-	emit_load(e, S1, xabs(&entry->host));
-	return (struct host_memory){.base = S1, .index = NO_REGISTER, .disp = (int32_t)(address & 0xfff)};
+	p->resume = e->at;
+	if (near)
+		emit_load(e, S1, xabs(&entry->delta[write]));
+	else
+		emit_op_abs(e, true, 0x03, S1, xabs(&entry->delta[write])); /* add */
+	return (struct host_memory){
+	    .base = S1, .index = NO_REGISTER, .disp = (int32_t)(near ? address : address & 0xfff)};
 }
 
 /* From the effective address of operand `o` in S1 to the host address. Live flags have been kept. */

@@ -189,6 +189,7 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 
 	switch (item->kind) {
 	case KIND_NOP:
+	case KIND_PREFETCH:
 	case KIND_JMP:
 	case KIND_JCC:
 		break;
@@ -354,7 +355,7 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	unsigned span = (unsigned)(g->high - g->low);
-	struct xtlb_entry *entry = t->tlb[tr->view][g->write];
+	struct xtlb_entry *entry = t->tlb[tr->view];
 
 	flags_keep(tr, item->live_before);
 	int32_t lowest = displacement - (int32_t)(position - g->low);
@@ -374,14 +375,14 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_A));
 		emit_load(e, S1, xabs(&t->window[tr->view].delta));
 	} else {
-		p = pend(tr, PENDING_GROUP, emit_look_up(e, xabs(&entry->tag), span));
-		emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][g->write]));
+		p = pend(tr, PENDING_GROUP, emit_look_up(e, xabs(&entry->tag[g->write]), span));
+		emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&entry->delta[g->write]));
 	}
 	tr->in_register = false;
 	p->in_register = false;
 	p->in_memory = tr->in_memory;
 	p->resume = e->at;
-	p->tag = xabs(&entry->tag);
+	p->tag = xabs(&entry->tag[g->write]);
 	p->site = new_site(tr, item, span, g->write);
 	p->site->window = g->window;
 	p->site->first_offset = (int16_t)(position - g->low);
@@ -423,7 +424,7 @@ void emit_window_miss(struct translation *tr, const struct pending *p)
 	uint8_t *miss = emit_look_up(e, p->tag, p->site->span);
 	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
 	emit_store(e, S1, xabs(&t->window[tr->view].tag));
-	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][1]));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[tr->view][0].delta[1]));
 	emit_store(e, S1, xabs(&t->window[tr->view].delta));
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);

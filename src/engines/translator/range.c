@@ -45,14 +45,14 @@ static void set_run(struct translator *t, struct xrange *range, uint64_t page)
 
 	if (!entry)
 		return;
-	const uint64_t delta = entry->host - page;
+	const uint64_t delta = entry->delta[range->write];
 	while (pages < RUN_MAX && (entry = runtime_entered(t, page - MEMORY_PAGE_SIZE, range->write)) &&
-	       entry->host - entry->tag == delta) {
+	       entry->delta[range->write] == delta) {
 		page -= MEMORY_PAGE_SIZE;
 		pages++;
 	}
 	while (pages < RUN_MAX && (entry = runtime_entered(t, page + pages * MEMORY_PAGE_SIZE, range->write)) &&
-	       entry->host - entry->tag == delta)
+	       entry->delta[range->write] == delta)
 		pages++;
 	range_set(t, range, page, pages, delta);
 }
@@ -132,7 +132,7 @@ void range_check(struct translation *tr, const struct item *item, struct xrange 
 	emit_op_abs(&tr->e, true, 0x03, S1, xabs(&range->host)); /* add */
 	tr->in_register = p->in_register = false;
 	p->resume = tr->e.at;
-	p->tag = xabs(&tr->t->tlb[tr->view][write][0].tag);
+	p->tag = xabs(&tr->t->tlb[tr->view][0].tag[write]);
 	p->item = item;
 	p->site = new_site(tr, item, size, write);
 	p->range = range;
@@ -160,7 +160,7 @@ static uint8_t *emit_move_range(struct translation *tr, const struct pending *p)
 	uint8_t *miss = emit_look_up(e, p->tag, MEMORY_PAGE_SIZE + 1 - p->range->first);
 
 	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
-	emit_op_indexed(e, true, 0x8b, S2, S2, xabs(&tr->t->tlb_delta[tr->view][0][p->site->write]));
+	emit_op_indexed(e, true, 0x8b, S2, S2, xabs(&tr->t->tlb[tr->view][0].delta[p->site->write]));
 	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->range));
 	emit_call_to(e, tr->t->range_move);
 	return miss;

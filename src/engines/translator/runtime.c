@@ -1019,7 +1019,7 @@ uint64_t translator_slow(struct translator *t, uint64_t linear)
 	if (unlikely(t->emptied && site->inside))
 		return slow_instruction(t, site);
 	vcpu->executing = NULL;
-	return entry->host + (linear & (MEMORY_PAGE_SIZE - 1));
+	return linear + entry->delta[site->write];
 }
 
 uint64_t translator_string_slow(struct translator *t, enum xstring_result result)
@@ -1071,10 +1071,10 @@ static uint64_t probe_two(struct translator *t, const struct xsite *site, uint64
 	const struct xtlb_entry *low = runtime_entered(t, page, site->write);
 	const struct xtlb_entry *high = runtime_entered(t, page + MEMORY_PAGE_SIZE, site->write);
 
-	if (!low || !high || low->host + MEMORY_PAGE_SIZE != high->host)
+	if (!low || !high || low->delta[site->write] != high->delta[site->write])
 		return 0;
-	range_set(t, (struct xrange *)(uintptr_t)site->range, page, 2, low->host - page);
-	return low->host - page;
+	range_set(t, (struct xrange *)(uintptr_t)site->range, page, 2, low->delta[site->write]);
+	return low->delta[site->write];
 }
 
 static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
@@ -1101,10 +1101,12 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 	if (!own)
 		return 0;
 	if (site->window)
-		t->window[vcpu->mmu.view] = (struct xwindow){.tag = own->tag, .delta = own->host - own->tag};
+		t->window[vcpu->mmu.view] =
+		    (struct xwindow){.tag = own->tag[site->write], .delta = own->delta[site->write]};
 	if (site->range)
-		range_set(t, (struct xrange *)(uintptr_t)site->range, own->tag, 1, own->host - own->tag);
-	return own->host - own->tag;
+		range_set(t, (struct xrange *)(uintptr_t)site->range, own->tag[site->write], 1,
+		          own->delta[site->write]);
+	return own->delta[site->write];
 }
 
 uint64_t translator_probe(struct translator *t, uint64_t linear)

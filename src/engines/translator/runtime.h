@@ -141,26 +141,26 @@ void aliases_make_room(struct translator *t);
 /* The page's entry in the TLB of the current view, or NULL. */
 static inline const struct xtlb_entry *runtime_entered(const struct translator *t, uint64_t page, bool write)
 {
-	const struct xtlb_entry *entry =
-	    &t->tlb[t->vcpu->mmu.view][write][page / MEMORY_PAGE_SIZE & (XTLB_ENTRIES - 1)];
+	const struct xtlb_entry *entry = &t->tlb[t->vcpu->mmu.view][page / MEMORY_PAGE_SIZE & (XTLB_ENTRIES - 1)];
 
-	return entry->tag == page ? entry : NULL;
+	return entry->tag[write] == page ? entry : NULL;
 }
 
-/* An entry for number `n` of a view's read or write array. */
-static inline void caches_put_entry(struct translator *t, unsigned view, bool write, unsigned n,
-                                    struct xtlb_entry entry, bool global, bool large)
+/* Linear page `tag` becomes entry `n` of a view, for reads or writes. */
+static inline void caches_put_entry(struct translator *t, unsigned view, bool write, unsigned n, uint64_t tag,
+                                    uint64_t delta, bool global, bool large)
 {
+	struct xtlb_entry *entry = &t->tlb[view][n];
 	uint64_t bit = 1ull << n % 64;
 
-	t->tlb[view][write][n] = entry;
-	t->tlb_delta[view][n][write] = entry.host - entry.tag;
+	entry->tag[write] = tag;
+	entry->delta[write] = delta;
 	t->tlb_valid[view][write][n / 64] |= bit;
 	t->tlb_some[view][write][n / 4096] |= 1ull << n / 64 % 64;
 	t->tlb_global[view][write][n / 64] = (t->tlb_global[view][write][n / 64] & ~bit) | (global ? bit : 0);
 	t->tlb_large[view][write][n / 64] = (t->tlb_large[view][write][n / 64] & ~bit) | (large ? bit : 0);
 	if (large)
-		t->large_regions |= mmu_region_bit(entry.tag);
+		t->large_regions |= mmu_region_bit(tag);
 }
 
 /* The block is translated anew when it is entered next. */

@@ -27,7 +27,7 @@ bool is_loop(const struct translation *tr)
 		return false;
 	for (unsigned n = 0; n + 1 < tr->count; n++)
 		if (tr->item[n].kind != KIND_GENERIC && tr->item[n].kind != KIND_LEA && tr->item[n].kind != KIND_NOP &&
-		    !tr->item[n].on)
+		    tr->item[n].kind != KIND_PREFETCH && !tr->item[n].on)
 			return false;
 	return true;
 }
@@ -110,7 +110,7 @@ struct host_memory stream_operand(struct translation *tr, const struct item *ite
 	emit_op_abs(e, true, 0x03, S1, xabs(&t->stream[n].delta)); /* add */
 	tr->in_register = p->in_register = false;
 	p->resume = e->at;
-	p->tag = xabs(&t->tlb[tr->view][write][0].tag);
+	p->tag = xabs(&t->tlb[tr->view][0].tag[write]);
 	p->item = item;
 	p->stream = n;
 	p->site = new_site(tr, item, size, write);
@@ -140,7 +140,7 @@ static uint8_t *emit_set(struct translation *tr, const struct pending *p, int32_
 	uint8_t *edge = emit_jump_if(e, falls ? CC_B : CC_AE);
 	emit_store(e, S1, xabs(falls ? &s->below : &s->above));
 	emit_fix(e, edge);
-	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb_delta[tr->view][0][p->site->write]));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[tr->view][0].delta[p->site->write]));
 	emit_store(e, S1, xabs(&s->delta));
 	return miss;
 }

@@ -59,19 +59,19 @@ static bool linear_of(const struct string *s, enum side side, uint64_t *linear)
  */
 static uint8_t *run_of(const struct string *s, uint64_t linear, bool write, uint64_t *length)
 {
-	const struct xtlb_entry *tlb = s->t->tlb[s->view][write];
+	const struct xtlb_entry *tlb = s->t->tlb[s->view];
 	const struct xtlb_entry *entry = &tlb[linear >> MEMORY_PAGE_SHIFT & (XTLB_ENTRIES - 1)];
 	uint64_t offset = linear & (MEMORY_PAGE_SIZE - 1), have = MEMORY_PAGE_SIZE - offset;
 
-	if (unlikely(entry->tag != linear - offset)) {
+	if (unlikely(entry->tag[write] != linear - offset)) {
 		s->t->string_missing = linear;
 		s->t->string_missing_write = write;
 		return NULL;
 	}
-	uint8_t *host = (uint8_t *)(uintptr_t)(entry->host + offset);
+	uint8_t *host = (uint8_t *)(uintptr_t)(linear + entry->delta[write]);
 	while (have < *length) {
 		entry = &tlb[(linear + have) >> MEMORY_PAGE_SHIFT & (XTLB_ENTRIES - 1)];
-		if (entry->tag != linear + have || entry->host != (uintptr_t)host + have)
+		if (entry->tag[write] != linear + have || linear + have + entry->delta[write] != (uintptr_t)host + have)
 			break;
 		have += MEMORY_PAGE_SIZE;
 	}

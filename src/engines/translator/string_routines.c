@@ -311,14 +311,14 @@ static void emit_fill(struct routine *r, unsigned count)
 static void emit_page(struct routine *r, unsigned reg, bool write, unsigned offset, unsigned host)
 {
 	struct emitter *e = &r->e;
-	const struct xtlb_entry *first = &r->t->tlb[r->view][write][0];
+	const struct xtlb_entry *first = &r->t->tlb[r->view][0];
 
-	emit_rorx(e, host, reg, 8);
-	emit_group1(e, false, 4, host, (XTLB_ENTRIES - 1) << 4); /* and */
-	emit_op_base(e, true, 0x8b, offset, host, (int32_t)xabs(&first->tag));
+	emit_rorx(e, host, reg, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
+	emit_group1(e, false, 4, host, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_op_base(e, true, 0x8b, offset, host, (int32_t)xabs(&first->tag[write]));
 	emit_op_reg(e, true, 0x31, reg, offset); /* xor */
-	emit_op_base(e, true, 0x8b, host, host, (int32_t)xabs(&first->host));
-	emit_op_reg(e, true, 0x01, offset, host); /* add */
+	emit_op_base(e, true, 0x8b, host, host, (int32_t)xabs(&first->delta[write]));
+	emit_op_reg(e, true, 0x01, reg, host); /* add */
 }
 
 /* Taken unless all of RCX bytes lie in the page. Destroys `offset`. */

@@ -273,8 +273,8 @@ static bool kept_first(const struct translation *tr)
 
 		if (item->read & live || item->kind == KIND_JMP)
 			return false;
-		if (item->kind != KIND_NOP && item->kind != KIND_LEA && item->kind != KIND_JCC &&
-		    (item->kind != KIND_GENERIC || item->form->memory_size))
+		if (item->kind != KIND_NOP && item->kind != KIND_PREFETCH && item->kind != KIND_LEA &&
+		    item->kind != KIND_JCC && (item->kind != KIND_GENERIC || item->form->memory_size))
 			return true;
 		live &= ~item->killed;
 	}
@@ -357,6 +357,9 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 				exit_to_slot(tr, item->slot);
 			break;
 		case KIND_NOP:
+			break;
+		case KIND_PREFETCH:
+			translate_prefetch(tr, item);
 			break;
 		case KIND_GENERIC:
 			translate_generic(tr, item);

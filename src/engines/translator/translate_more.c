@@ -173,3 +173,34 @@ void translate_xlat(struct translation *tr, const struct item *item)
 	emit_byte(e, 0x8a);
 	emit_byte(e, 0x01);
 }
+
+bool prefetch_possible(const struct item *item)
+{
+	const ZydisDecodedOperand *o = memory_operand(item);
+
+	return o && o->mem.segment != ZYDIS_REGISTER_FS && o->mem.segment != ZYDIS_REGISTER_GS &&
+	       address_possible(item);
+}
+
+/*
+ * What is in the TLB is prefetched, and nothing waits for the rest: a hint must not cost a page walk. Nor flags that are
+ * live, which the look-up would have to send through memory.
+ */
+void translate_prefetch(struct translation *tr, const struct item *item)
+{
+	struct emitter *e = &tr->e;
+	const struct xtlb_entry *entry = tr->t->tlb[tr->view];
+
+	if (item->live_before && !tr->in_memory)
+		return;
+	lower_effective(tr, item, memory_operand(item), S1, item->i.address_width == 64);
+	uint8_t *miss = emit_look_up(e, xabs(&entry->tag[0]), 1);
+	emit_op_indexed(e, true, 0x33, S1, S2, xabs(&entry->tag[0]));   /* xor: the address again */
+	emit_op_indexed(e, true, 0x03, S1, S2, xabs(&entry->delta[0])); /* add */
+	emit_byte(e, 0x41);                                             /* prefetch [r9], the guest's kind */
+	emit_byte(e, 0x0f);
+	emit_byte(e, item->i.opcode);
+	emit_byte(e, (uint8_t)(item->i.raw.modrm.reg << 3 | (S1 & 7)));
+	emit_fix(e, miss);
+	tr->in_register = false;
+}

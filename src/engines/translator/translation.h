@@ -34,6 +34,7 @@
 enum kind {
 	KIND_FALLBACK,
 	KIND_NOP,
+	KIND_PREFETCH,
 	KIND_GENERIC,
 	KIND_LEA,
 	KIND_PUSH,
@@ -294,6 +295,8 @@ enum kind classify_more(const struct item *item);
 void translate_bit_string(struct translation *tr, const struct item *item);
 void translate_segment_read(struct translation *tr, const struct item *item);
 void translate_direction(struct translation *tr, const struct item *item);
+bool prefetch_possible(const struct item *item);
+void translate_prefetch(struct translation *tr, const struct item *item);
 void translate_xlat(struct translation *tr, const struct item *item);
 
 /* control.c */

@@ -63,10 +63,12 @@
 #define XFLOAT       4   /* the same where it will float */
 #define XFLOAT_BITS  17
 
+/* For reads, and for writes: what a page needs is in one cache line. */
 struct xtlb_entry {
-	uint64_t tag;  /* linear page, or one that does not belong into this slot */
-	uint64_t host; /* the page's host address */
-};
+	uint64_t tag[2];   /* linear page, or one that does not belong into this slot */
+	uint64_t delta[2]; /* host minus linear address */
+} __attribute__((aligned(32)));
+#define XTLB_SHIFT 5
 
 /* A target of indirect transfers, by its linear address. */
 struct xjump {
@@ -182,7 +184,7 @@ struct xspace {
 	uint64_t aliased; /* counters.aliased then */
 	uint64_t watches; /* t->watches then: write entries are void when a page was watched since */
 	struct {
-		struct xtlb_entry entry;
+		uint64_t tag, delta;
 		uint16_t index;
 		uint8_t view;
 		bool write, large;
@@ -245,10 +247,8 @@ struct translator {
 	struct xrange *ranges_filled; /* not void */
 	uint64_t range_linear, range_saved;
 	uint64_t delta_slot[XDELTA_SLOTS]; /* differences of the groups of the block that runs */
-	uint64_t tlb_delta[MMU_VIEWS][XTLB_ENTRIES]
-	                  [2]; /* host minus linear address of `tlb`'s read and write entries */
-	struct xtlb_entry tlb[MMU_VIEWS][2][XTLB_ENTRIES]; /* read, write */
-	struct xjump jump[XVIEWS][XJUMP_SIZE];
+	struct xtlb_entry tlb[MMU_VIEWS][XTLB_ENTRIES];
+	struct xjump jump[XVIEWS][XJUMP_SIZE] __attribute__((aligned(64)));
 	uint64_t page_key[XVIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 	/* For 32-bit code: the last offset that FS and GS reach, or -1 where they are not plain writable data. */
 	int64_t segment_last[2];
