@@ -19,6 +19,7 @@
 #define SITES_SHARE    6
 #define REGION_CODE    (64u << 10) /* about the least that a region is worth */
 #define GIVE_BACK_FROM (1u << 20)
+#define NEARLY_FULL    (256u << 10) /* a huge page that lacks no more than this */
 
 /* The cursors stand at the beginning of the region. */
 static void begin(struct translator *t, unsigned n)
@@ -106,6 +107,7 @@ void regions_add(struct translator *t, struct xblock *xblock)
 {
 	xblock->next = t->region[t->region_now].blocks;
 	t->region[t->region_now].blocks = xblock;
+	code_arena_settle(&t->arena, t->arena.used + NEARLY_FULL);
 }
 
 static void free_blocks(struct xregion *region)
@@ -128,9 +130,7 @@ void regions_flush(struct translator *t)
 		t->region[n].sites_used = 0;
 	}
 	if (used) { /* the host gets its memory back */
-		size_t from = (t->region[0].code + 4095) & ~(size_t)4095;
-
-		madvise(t->arena.write + from, t->arena.size - from, MADV_REMOVE);
+		code_arena_give_back(&t->arena, t->region[0].code);
 		madvise(t->links, t->link_room * sizeof(*t->links), MADV_DONTNEED);
 		madvise(t->sites, t->site_room * sizeof(*t->sites), MADV_DONTNEED);
 		madvise(t->pointers, t->pointers_room * sizeof(*t->pointers), MADV_DONTNEED);

@@ -38,6 +38,9 @@ static void print_times(struct vcpu *const *vcpu, unsigned count, FILE *file)
 	for (unsigned cpu = 0; cpu < count; cpu++)
 		fprintf(file, " %14.0f",
 		        microseconds(vcpu[cpu], interpreter_of(vcpu[cpu])->translator->longest_eviction));
+	fprintf(file, "\n%-52s", "host code on huge pages, KiB");
+	for (unsigned cpu = 0; cpu < count; cpu++)
+		fprintf(file, " %14zu", code_arena_huge(&interpreter_of(vcpu[cpu])->translator->arena) >> 10);
 	fprintf(file, "\n%-52s", "longest wait of others for this processor, us");
 	for (unsigned cpu = 0; cpu < count; cpu++)
 		fprintf(file, " %14.0f",

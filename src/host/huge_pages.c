@@ -1,0 +1,160 @@
+#include "host/huge_pages.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25
+#endif
+#define ATTEMPTS 3 /* while somebody else holds a page for a moment */
+
+struct huge_pages {
+	uint8_t *one, *other;
+	size_t pieces;
+	pthread_t thread;
+	bool started; /* and to be joined */
+	pthread_mutex_t lock;
+	size_t asked, done; /* under it: pieces, from the first one */
+	bool running;
+	_Atomic size_t huge;
+	_Atomic bool refused; /* for good */
+};
+
+/* A collapse would fill the rest. */
+static bool is_mostly_there(const struct huge_pages *huge, size_t at)
+{
+	unsigned char there[HUGE_PAGE / 4096];
+	size_t page = (size_t)sysconf(_SC_PAGESIZE), count = HUGE_PAGE / page, sum = 0;
+
+	if (page < 4096 || mincore(huge->one + at, HUGE_PAGE, there))
+		return false;
+	for (size_t n = 0; n < count; n++)
+		sum += there[n] & 1;
+	return sum * 4 >= count * 3;
+}
+
+static bool collapse(struct huge_pages *huge, uint8_t *piece)
+{
+	for (unsigned n = 0; n < ATTEMPTS; n++) {
+		if (madvise(piece, HUGE_PAGE, MADV_COLLAPSE) == 0)
+			return true;
+		if (errno != EAGAIN && errno != EBUSY) {
+			if (errno == EINVAL || errno == ENOSYS || errno == EPERM)
+				atomic_store(&huge->refused, true);
+			return false;
+		}
+	}
+	return false;
+}
+
+static void *run(void *argument)
+{
+	struct huge_pages *huge = argument;
+
+	pthread_mutex_lock(&huge->lock);
+	while (huge->done < huge->asked) {
+		size_t at = huge->done * HUGE_PAGE;
+
+		pthread_mutex_unlock(&huge->lock);
+		/* The second call finds the huge page, and maps it. */
+		if (!atomic_load(&huge->refused) && is_mostly_there(huge, at) && collapse(huge, huge->one + at) &&
+		    collapse(huge, huge->other + at))
+			atomic_fetch_add(&huge->huge, 1);
+		pthread_mutex_lock(&huge->lock);
+		huge->done++;
+	}
+	huge->running = false;
+	pthread_mutex_unlock(&huge->lock);
+	return NULL;
+}
+
+struct huge_pages *huge_pages_create(uint8_t *one, uint8_t *other, size_t size)
+{
+	struct huge_pages *huge = calloc(1, sizeof(*huge));
+
+	if (!huge)
+		return NULL;
+	pthread_mutex_init(&huge->lock, NULL);
+	huge->one = one;
+	huge->other = other;
+	huge->pieces = size / HUGE_PAGE;
+	return huge;
+}
+
+static void join(struct huge_pages *huge)
+{
+	if (huge->started)
+		pthread_join(huge->thread, NULL);
+	huge->started = false;
+}
+
+void huge_pages_destroy(struct huge_pages *huge)
+{
+	if (!huge)
+		return;
+	huge_pages_stop(huge);
+	pthread_mutex_destroy(&huge->lock);
+	free(huge);
+}
+
+/* Signals are for the other threads. */
+static bool start(struct huge_pages *huge)
+{
+	sigset_t all, before;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	huge->started = pthread_create(&huge->thread, NULL, run, huge) == 0;
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (huge->started)
+		pthread_setname_np(huge->thread, "ring3-huge");
+	return huge->started;
+}
+
+void huge_pages_ask(struct huge_pages *huge, size_t end)
+{
+	size_t pieces = end / HUGE_PAGE < huge->pieces ? end / HUGE_PAGE : huge->pieces;
+
+	if (atomic_load(&huge->refused))
+		return;
+	pthread_mutex_lock(&huge->lock);
+	bool idle = pieces > huge->asked && !huge->running;
+	if (pieces > huge->asked) {
+		huge->asked = pieces;
+		huge->running = true;
+	}
+	pthread_mutex_unlock(&huge->lock);
+	if (!idle)
+		return;
+	join(huge);
+	if (!start(huge)) {
+		huge->running = false; /* nobody else knows */
+		atomic_store(&huge->refused, true);
+	}
+}
+
+void huge_pages_stop(struct huge_pages *huge)
+{
+	pthread_mutex_lock(&huge->lock);
+	huge->asked = 0;
+	pthread_mutex_unlock(&huge->lock);
+	join(huge);
+	huge->done = 0;
+	atomic_store(&huge->huge, 0);
+}
+
+void huge_pages_wait(struct huge_pages *huge)
+{
+	join(huge);
+}
+
+size_t huge_pages_count(const struct huge_pages *huge)
+{
+	return atomic_load(&((struct huge_pages *)huge)->huge) * HUGE_PAGE;
+}
