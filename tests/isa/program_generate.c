@@ -382,7 +382,7 @@ static void move(struct maker *m)
 	}
 }
 
-static void addresses(struct maker *m)
+static void lea(struct maker *m)
 {
 	struct operand o = {.memory = true,
 	                    .base = (int)any_register(m),
@@ -391,13 +391,6 @@ static void addresses(struct maker *m)
 	                    .disp = percent(m, 30) ? 0 : (int32_t)any_value(m),
 	                    .address32 = m->wide && percent(m, 10)};
 
-	if (percent(m, 15)) { /* a prefetch, of memory that there is or of any */
-		struct operand data = any_memory(m);
-
-		emit(m, 0, percent(m, 20) ? 0x0f0d : 0x0f18, 4, percent(m, 20) ? 1 : below(m, 4),
-		     percent(m, 70) ? &data : &o, 0);
-		return;
-	}
 	emit(m, 0, 0x8d, m->wide ? 1u << (1 + below(m, 3)) : 4, any_register(m), &o, 0);
 }
 
@@ -556,6 +549,10 @@ static void odds(struct maker *m)
 		if (percent(m, 10)) {
 			byte(m, 0x0f); /* ud2 */
 			byte(m, 0x0b);
+		} else if (percent(m, 60)) {
+			struct operand o = any_memory(m);
+
+			emit(m, 0, percent(m, 20) ? 0x0f0d : 0x0f18, 4, below(m, 2), &o, 0); /* prefetch */
 		} else {
 			byte(m, 0x0f); /* nop with ModRM */
 			byte(m, 0x1f);
@@ -957,7 +954,7 @@ static void statement(struct maker *m)
 	else if (pick < 32)
 		move(m);
 	else if (pick < 36)
-		addresses(m);
+		lea(m);
 	else if (pick < 42)
 		shift(m);
 	else if (pick < 47)
