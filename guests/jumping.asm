@@ -7,6 +7,7 @@
 
 AREA	equ 0x40000000 + 0x1f8000	; up to the end of a page table and into the next one
 PHYS	equ FREE_MEMORY
+LIST	equ PHYS + 0x100000
 PAGES	equ 16
 QWORDS	equ PAGES * 512
 ROUNDS	equ 30000
@@ -54,6 +55,7 @@ guest_main:
 	mov	qword [pd_b + 8], w_pt_b + 4096 + ALL
 	call	map_all
 	call	fill
+	call	walk				; while no page has an alias
 	mov	ebp, 4				; the first time not all is hot
 .again:
 	call	reads
@@ -214,6 +216,43 @@ both:
 	mov	r14, -12345
 	call	add_all
 	call	look
+	ret
+
+; Through a list of places, whose words are read before the place and behind it.
+walk:
+	mov	eax, 55
+	mov	edi, LIST
+	xor	r12d, r12d
+	mov	ebx, ROUNDS
+.list:	imul	rax, [a]
+	add	rax, 1442695
+	mov	rcx, rax
+	shr	rcx, 40
+	and	ecx, QWORDS - 1
+	mov	[rdi], ecx
+	add	r12, rcx
+	not	ecx
+	mov	[rdi + 4], ecx
+	add	rdi, 8
+	dec	ebx
+	jnz	.list
+	lea	r12, [r12 + r12 * 2]
+	xor	eax, eax
+	xor	edx, edx
+	mov	esi, LIST
+	mov	rdi, AREA
+	mov	ebx, ROUNDS
+	align	8
+	times 4	nop			; such blocks are hot with --translate-after 1
+.next:	mov	ecx, [rsi]
+	add	rdx, [rdi + rcx * 8]
+	add	ecx, [rsi + 4]
+	sub	eax, ecx
+	add	rsi, 8
+	dec	ebx
+	jnz	.next
+	CHECK	rax, ROUNDS
+	CHECK	rdx, r12
 	ret
 
 ; Each place gets what it had, by a store alone.

@@ -54,8 +54,11 @@ static void empty_windows(struct translator *t)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		t->window[view].tag = NO_TARGET(0);
-	for (unsigned n = 0; n < XSTREAMS; n++)
-		t->stream[n] = (struct xstream){.above = 0, .below = UINT64_MAX};
+	/* The differences stay: a loop that made aliases meanwhile (range.c) may go on with one that it has checked. */
+	for (unsigned n = 0; n < XSTREAMS; n++) {
+		t->stream[n].above = 0;
+		t->stream[n].below = UINT64_MAX;
+	}
 	ranges_void(t);
 	t->emptied = true;
 }
