@@ -188,6 +188,18 @@ const struct native_form *native_form_get(struct native *native, const ZydisDeco
 	return entry ? &entry->form : NULL;
 }
 
+bool native_form_describe(const struct native *native, const ZydisDecodedInstruction *instruction,
+                          const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_form *form)
+{
+	struct native_plan plan;
+
+	if (!native_plan_make(native, instruction, operands, bytes, &plan))
+		return false;
+	*form = plan.form;
+	form->run = NULL;
+	return true;
+}
+
 void native_update_classes(struct vcpu *vcpu)
 {
 	const struct cpu_state *s = &vcpu->state;

@@ -94,6 +94,9 @@ unsigned native_usage(const struct native *native);
  */
 const struct native_form *native_form_get(struct native *native, const ZydisDecodedInstruction *instruction,
                                           const ZydisDecodedOperand *operands, const uint8_t *bytes);
+/* The same for who will not run it: nothing is kept, and `form->run` is NULL. False: it is not one for the host. */
+bool native_form_describe(const struct native *native, const ZydisDecodedInstruction *instruction,
+                          const ZydisDecodedOperand *operands, const uint8_t *bytes, struct native_form *form);
 
 /*
  * `memory` of run(): the bytes are read and written there, with the guest's own alignment: a bounce buffer must have

@@ -92,11 +92,12 @@ bool has_high(const struct item *item)
 	return false;
 }
 
-static enum kind classify_generic(struct translation *tr, struct item *item, const uint8_t *bytes)
+static enum kind classify_anew(struct translation *tr, struct item *item, const uint8_t *bytes)
 {
 	struct interpreter *interpreter = interpreter_of(tr->t->vcpu);
 
-	item->form = native_form_get(interpreter->native, &item->i, item->operand, bytes);
+	if (native_form_describe(interpreter->native, &item->i, item->operand, bytes, &item->own_form))
+		item->form = &item->own_form;
 	if (!item->form || !address_possible(item))
 		return classify_more(item);
 	if (item->form->special && !item->form->masked)
@@ -125,6 +126,44 @@ static enum kind classify_generic(struct translation *tr, struct item *item, con
 	                           &(struct host_memory){.base = high ? RDI : S1, .index = NO_REGISTER})
 	           ? KIND_GENERIC
 	           : KIND_FALLBACK;
+}
+
+static void clear_bytes(uint64_t key[2], unsigned offset, unsigned bits)
+{
+	memset((uint8_t *)key + offset, 0, bits / 8);
+}
+
+static struct found *find_found(struct translation *tr, const struct item *item, const uint8_t *bytes, uint64_t key[2])
+{
+	const ZydisDecodedInstruction *i = &item->i;
+
+	key[0] = key[1] = 0;
+	memcpy(key, bytes, i->length);
+	if (i->raw.disp.size)
+		clear_bytes(key, i->raw.disp.offset, i->raw.disp.size);
+	if (i->encoding == ZYDIS_INSTRUCTION_ENCODING_LEGACY && i->opcode_map == ZYDIS_OPCODE_MAP_DEFAULT &&
+	    i->raw.imm[0].size)
+		clear_bytes(key, i->raw.imm[0].offset, i->raw.imm[0].size);
+	key[1] |= (uint64_t)(i->length | (tr->code32 ? 0x10 : 0)) << 56;
+	return &tr->found[(key[0] ^ key[1] ^ key[0] >> 29) * 0x9e3779b97f4a7c15 >> (64 - FOUND_BITS)];
+}
+
+static enum kind classify_generic(struct translation *tr, struct item *item, const uint8_t *bytes)
+{
+	uint64_t key[2];
+	struct found *found = find_found(tr, item, bytes, key);
+
+	if (found->key[0] == key[0] && found->key[1] == key[1]) {
+		item->own_form = found->form;
+		item->form = found->has_form ? &item->own_form : NULL;
+		return (enum kind)found->kind;
+	}
+	enum kind kind = classify_anew(tr, item, bytes);
+	*found = (struct found){.has_form = item->form, .kind = (uint8_t)kind};
+	memcpy(found->key, key, sizeof(key));
+	if (item->form)
+		found->form = item->own_form;
+	return kind;
 }
 
 static bool is_jcc(ZydisMnemonic m)

@@ -517,6 +517,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	if (tr->decoders_for != t->vcpu->model) {
 		guest_decoder_init(&tr->own_decoder, MODE_64, t->vcpu->model);
 		guest_decoder_init(&tr->decoder32, MODE_32, t->vcpu->model);
+		memset(tr->found, 0, sizeof(tr->found));
 		tr->decoders_for = t->vcpu->model;
 	}
 	tr->t = t;

@@ -68,7 +68,8 @@ struct item {
 	ZydisDecodedInstruction i;
 	ZydisDecodedOperand operand[ZYDIS_MAX_OPERAND_COUNT];
 	enum kind kind;
-	const struct native_form *form;
+	const struct native_form *form; /* NULL, or own_form */
+	struct native_form own_form;
 	const struct insn *slot;
 	uint8_t slots; /* how many, 0: the instruction is terminal */
 	uint8_t part;
@@ -145,6 +146,18 @@ struct pending {
 	bool restore;     /* and flags are wanted in EFLAGS at `resume` */
 };
 
+/*
+ * What was found of an instruction is found again by its bytes but for its displacement, and in the map of the oldest
+ * opcodes its immediate, on which nothing of it depends.
+ */
+struct found {
+	uint64_t key[2];
+	struct native_form form; /* `run` is nobody's here */
+	bool has_form;
+	uint8_t kind; /* enum kind */
+};
+#define FOUND_BITS 11
+
 struct translation {
 	struct translator *t;
 	struct block *block;
@@ -192,6 +205,7 @@ struct translation {
 
 	ZydisDecoder own_decoder, decoder32; /* own: of the host's code, and of the guest's 64-bit code */
 	const struct cpu_model *decoders_for;
+	struct found found[1u << FOUND_BITS]; /* key 0: none; good for decoders_for */
 };
 
 /* analyze.c */
