@@ -343,6 +343,33 @@ void emit_checks(struct translation *tr)
 
 /* ---- out of line ---- */
 
+/* Where pending `n`, to the end of a link, goes: what is there already is made once. */
+static const uint8_t *link_stub(struct translation *tr, unsigned n)
+{
+	struct emitter *e = &tr->e;
+	const struct pending *p = &tr->pending[n], *q = p;
+	const uint8_t *stub = e->at;
+
+	do /* those of a link are close together */
+		q = q > tr->pending ? q - 1 : NULL;
+	while (q && p - q < 3 &&
+	       ((q->kind != PENDING_STUB && q->kind != PENDING_LINK) || q->link != p->link || q->save != p->save ||
+	        q->shadow != p->shadow));
+	if (q && p - q < 3) {
+		stub = q->resume;
+		emit_fix_to(e, p->place, stub);
+	} else {
+		if (p->shadow) { /* flags are kept: a MOV */
+			emit_store_imm8(e, xabs(&tr->t->vcpu->state.interrupt_shadow), SHADOW_STI);
+		}
+		emit_push_address(e, xabs(p->link));
+		emit_jump_to(e, p->save ? tr->t->exit_link_flags : tr->t->exit_link);
+	}
+	if (p->kind == PENDING_STUB)
+		p->link->stub = stub;
+	return stub;
+}
+
 void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 {
 	struct translator *t = tr->t;
@@ -383,25 +410,13 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		exit_direct(tr, tr->rip + last_of_part(tr)->offset, p.target);
 		break;
 	case PENDING_STUB:
-		p.link->stub = e->at;
-		if (p.save)
-			emit_flags_save(e, t);
-		if (p.shadow)
-			emit_store_imm8(e, xabs(&t->vcpu->state.interrupt_shadow), SHADOW_STI);
-		emit_set_argument(tr, p.link);
-		emit_jump_to(e, t->exit_link);
+	case PENDING_LINK:
+		tr->pending[n].resume = link_stub(tr, n);
 		break;
 	case PENDING_POLL:
 		emit_move(e, RCX, S1);
-		emit_flags_save(e, t);
-		emit_set_argument(tr, p.link);
-		emit_jump_to(e, t->exit_link);
-		break;
-	case PENDING_LINK:
-		if (p.shadow)
-			emit_store_imm8(e, xabs(&t->vcpu->state.interrupt_shadow), SHADOW_STI);
-		emit_set_argument(tr, p.link);
-		emit_jump_to(e, t->exit_link);
+		emit_push_address(e, xabs(p.link));
+		emit_jump_to(e, t->exit_link_flags);
 		break;
 	case PENDING_SLOT:
 		exit_to_slot(tr, p.slot);

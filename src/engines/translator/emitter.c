@@ -184,6 +184,17 @@ void emit_store_address(struct emitter *e, uint32_t abs, uint32_t address)
 	emit_abs(e, address);
 }
 
+void emit_push_address(struct emitter *e, uint32_t address)
+{
+	emit_byte(e, 0x68);
+	emit_abs(e, address);
+}
+
+void emit_pop_abs(struct emitter *e, uint32_t abs)
+{
+	emit_op_abs(e, false, 0x8f, 0, abs);
+}
+
 void emit_store_imm8(struct emitter *e, uint32_t abs, unsigned value)
 {
 	emit_op_abs(e, false, 0xc6, 0, abs);
@@ -257,12 +268,17 @@ uint8_t *emit_jump_if(struct emitter *e, unsigned condition)
 	return e->at - 4;
 }
 
-void emit_fix(struct emitter *e, uint8_t *place)
+void emit_fix_to(struct emitter *e, uint8_t *place, const uint8_t *target)
 {
-	int32_t distance = (int32_t)(e->at - (place + 4));
+	int32_t distance = (int32_t)(target - (place + 4));
 
 	if (!e->full)
 		memcpy(place, &distance, 4);
+}
+
+void emit_fix(struct emitter *e, uint8_t *place)
+{
+	emit_fix_to(e, place, e->at);
 }
 
 static void emit_displacement(struct emitter *e, const uint8_t *target)

@@ -93,6 +93,10 @@ void emit_move_address(struct emitter *e, unsigned reg, const volatile void *add
 void emit_store_imm(struct emitter *e, bool wide, uint32_t abs, int32_t value);
 /* mov qword [abs], address below 2 GiB. */
 void emit_store_address(struct emitter *e, uint32_t abs, uint32_t address);
+/* push imm32: an address below 2 GiB. */
+void emit_push_address(struct emitter *e, uint32_t address);
+/* pop qword [abs] */
+void emit_pop_abs(struct emitter *e, uint32_t abs);
 void emit_store_imm8(struct emitter *e, uint32_t abs, unsigned value);
 /* cmp dword [abs], imm8; cmp byte [abs], imm8. */
 void emit_compare32_abs(struct emitter *e, uint32_t abs, int8_t value);
@@ -110,7 +114,8 @@ void emit_rorx(struct emitter *e, unsigned reg, unsigned rm, unsigned count);
 /* Jumps with 32-bit displacements; they return the place to be fixed (offset of the displacement), see emit_fix(). */
 uint8_t *emit_jump(struct emitter *e);
 uint8_t *emit_jump_if(struct emitter *e, unsigned condition);
-void emit_fix(struct emitter *e, uint8_t *place); /* the jump goes to the cursor */
+void emit_fix(struct emitter *e, uint8_t *place);                           /* the jump goes to the cursor, */
+void emit_fix_to(struct emitter *e, uint8_t *place, const uint8_t *target); /* or elsewhere in the code */
 /* A jump or call to an address in the same arena, in the writable view: behind `start` it is one in the code itself. */
 void emit_jump_to(struct emitter *e, const uint8_t *target);
 void emit_call_to(struct emitter *e, const uint8_t *target);

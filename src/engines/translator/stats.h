@@ -15,6 +15,7 @@
 	X(floating, "of them floating")                                                                                \
 	X(extended, "of them of several blocks of the interpreter")                                                    \
 	X(bytes, "host code, bytes")                                                                                   \
+	X(bytes_aside, "of them out of line")                                                                          \
 	X(instructions, "guest instructions in it")                                                                    \
 	X(fallbacks, "instructions in it that the interpreter does")                                                   \
 	X(given, "translations left for other processors")                                                             \

@@ -3,16 +3,13 @@
  */
 #include <stddef.h>
 
-#include "engines/translator/runtime.h"
+#include "engines/translator/translation.h"
 
 /* Guest registers that live in host registers: guest number, host number. */
 static const uint8_t mapped[][2] = {{RAX, RAX}, {RCX, RCX}, {RDX, RDX}, {RBX, RBX}, {RSP, R11}, {RBP, RBP}, {RSI, RSI},
                                     {RDI, RDI}, {R8, R8},   {R12, R12}, {R13, R13}, {R14, R14}, {R15, R15}};
 #define MAPPED (sizeof(mapped) / sizeof(mapped[0]))
 static const uint8_t saved[] = {RBX, RBP, R12, R13, R14, R15};
-
-#define S1 R9
-#define S2 R10
 
 static uint32_t gpr(const struct translator *t, unsigned guest)
 {
@@ -178,6 +175,16 @@ static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler
 	emit_byte(e, 0xff); /* jmp rax */
 	emit_byte(e, 0xe0);
 	return start;
+}
+
+/* Jumped to with a link on the stack; `exit_link_flags` with flags in EFLAGS. */
+static void emit_exit_link(struct emitter *e, struct translator *t)
+{
+	t->exit_link_flags = e->at;
+	emit_flags_save(e, t);
+	t->exit_link = e->at;
+	emit_pop_abs(e, xabs(&t->exit_argument));
+	emit_exit(e, t, translator_to_link);
 }
 
 /* enter(vcpu, host address, flags): never returns here; an exit goes on in C with our caller's return address. */
@@ -444,7 +451,7 @@ bool translator_emit_trampolines(struct translator *t)
 	t->string_room_end = t->string_room + STRING_ROOM;
 	emit_enter(&e, t);
 	t->exit_slot = emit_exit(&e, t, translator_to_slot);
-	t->exit_link = emit_exit(&e, t, translator_to_link);
+	emit_exit_link(&e, t);
 	t->exit_fault = emit_exit(&e, t, translator_to_fault);
 	emit_slow(&e, t);
 	emit_probe(&e, t);

@@ -410,8 +410,10 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		x87_commit(tr);
 		exit_direct(tr, next - 1, next & tr->rip_mask);
 	}
+	const uint8_t *end = e->at;
 	for (unsigned n = 0; n < tr->pending_count; n++)
 		emit_pending(tr, n, xblock);
+	tr->aside = (uint32_t)(e->at - end);
 }
 
 static const char *why_ended(const struct translation *tr, char text[64])
@@ -602,6 +604,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	t->counters.floating += tr->floating;
 	t->counters.extended += tr->parts > 1;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
+	t->counters.bytes_aside += tr->aside;
 	t->counters.instructions += tr->count;
 	for (unsigned n = 0; n < tr->count; n++)
 		t->counters.fallbacks += tr->item[n].kind == KIND_FALLBACK;

@@ -195,6 +195,7 @@ struct translation {
 	unsigned stream_count;
 	bool stream_falls[XSTREAMS];
 	struct xblock *xblock;
+	uint32_t aside; /* bytes that lie out of line */
 	/* What flags_wanted() has found. */
 	struct {
 		uint64_t target;

@@ -313,8 +313,8 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow, *call_out, *sensitive,
-	    *string, *range_move;             /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow,
+	    *call_out, *sensitive, *string, *range_move; /* trampolines, writable view */
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
