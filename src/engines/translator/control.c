@@ -386,14 +386,10 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	switch (p.kind) {
 	case PENDING_SLOW:
 	case PENDING_CONSTANT:
+	case PENDING_RANGE:
 		emit_access_miss(tr, &p);
 		break;
-	case PENDING_RANGE:
-		emit_range_miss(tr, &p);
-		break;
 	case PENDING_RANGE_GROUP:
-		emit_range_group_miss(tr, &p);
-		break;
 	case PENDING_GROUP:
 		emit_group_miss(tr, &p);
 		break;

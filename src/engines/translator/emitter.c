@@ -93,6 +93,15 @@ void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, u
 	emit_u32(e, (uint32_t)disp);
 }
 
+void emit_load_short(struct emitter *e, unsigned opcode, unsigned reg, unsigned base, int32_t disp)
+{
+	emit_rex(e, false, reg, 0, base);
+	emit_byte(e, 0x0f);
+	emit_byte(e, opcode);
+	emit_byte(e, 0x80 | (reg & 7) << 3 | (base & 7));
+	emit_u32(e, (uint32_t)disp);
+}
+
 void emit_modrm_sum(struct emitter *e, unsigned reg, unsigned base, unsigned index, int32_t disp, bool short_disp)
 {
 	bool sib = index != NO_REGISTER || (base & 7) == 4, none = disp == 0 && (base & 7) != 5;

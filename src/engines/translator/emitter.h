@@ -47,6 +47,8 @@ void emit_abs(struct emitter *e, uint32_t abs);
 void emit_op_abs(struct emitter *e, bool wide, unsigned opcode, unsigned reg, uint32_t abs);
 /* The same with [base + disp32]. */
 void emit_op_base(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned base, int32_t disp);
+/* movzx reg, byte (opcode B6h) or word (B7h) [base + disp32]; base is not RSP or R12. */
+void emit_load_short(struct emitter *e, unsigned opcode, unsigned reg, unsigned base, int32_t disp);
 /* The same with [index + abs]. */
 void emit_op_indexed(struct emitter *e, bool wide, unsigned opcode, unsigned reg, unsigned index, uint32_t abs);
 /* The same with [base + index + disp]; `index` may be NO_REGISTER, and is not RSP. */

@@ -1,6 +1,7 @@
 /*
  * The seam: memory operands and flags. Code above it knows nothing of the TLB.
  */
+#include <stddef.h>
 #include <string.h>
 
 #include "engines/translator/translation.h"
@@ -200,31 +201,35 @@ static bool is_near(uint64_t page)
 	return (int64_t)page == (int32_t)page;
 }
 
+void emit_slow(struct translation *tr, const struct pending *p, const uint8_t *trampoline)
+{
+	struct xsite *site = p->site;
+
+	emit_push_address(&tr->e, xabs(site));
+	emit_call_to(&tr->e, trampoline);
+	if (!site->slots)
+		return;
+	/* Where it goes on when the interpreter has done it. */
+	ptrdiff_t end = p->item->end - (tr->t->arena.write + site->host);
+	if (end < 0 || end > UINT16_MAX)
+		tr->failed = true;
+	site->end = (uint16_t)end;
+	site->end_in_register = p->item->end_in_register;
+}
+
 void emit_access_miss(struct translation *tr, const struct pending *p)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 
-	if (p->kind == PENDING_CONSTANT)
+	if (p->kind == PENDING_CONSTANT) {
 		emit_move_imm64(e, S1, p->target);
-	else
-		emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
-	emit_store_address(e, xabs(&t->exit_argument), xabs(p->site));
-	emit_call_to(e, t->slow);
-	uint8_t *found = NULL;
-	if (p->kind == PENDING_CONSTANT && !is_near(p->target))
-		found = emit_jump(e);
-	else
-		emit_jump_to(e, p->resume); /* SLOW_JUMP bytes, skipped after a call-out */
-	if (p->site->slots) {
-		if (p->item->end_in_register)
-			emit_flags_restore(e, t);
-		emit_jump_to(e, p->item->end);
+		emit_slow(tr, p, t->slow);
+		if (!is_near(p->target))
+			emit_move_imm64(e, S1, p->target & ~0xfffull);
+	} else {
+		emit_slow(tr, p, (p->range ? t->range_miss : t->slow_xored)[tr->view][p->site->write]);
 	}
-	if (!found)
-		return;
-	emit_fix(e, found);
-	emit_move_imm64(e, S1, p->target & ~0xfffull);
 	emit_jump_to(e, p->resume);
 }
 

@@ -414,29 +414,23 @@ struct host_memory group_member(struct translation *tr, const struct item *item,
 	return (struct host_memory){.base = reg, .index = S1, .disp = (int32_t)displacement};
 }
 
-/* Out of line. The window is somewhere else: moved, if the TLB has the page. */
+/* Out of line. */
+static void emit_check_again(struct translation *tr, const struct pending *p, const uint8_t *trampoline)
+{
+	emit_push_address(&tr->e, xabs(p->site));
+	emit_call_to(&tr->e, trampoline);
+	emit_jump_to(&tr->e, p->resume);
+}
+
+/* The window is somewhere else: moved, if the TLB has the page. */
 void emit_window_miss(struct translation *tr, const struct pending *p)
 {
-	struct translator *t = tr->t;
-	struct emitter *e = &tr->e;
-
-	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag));
-	uint8_t *miss = emit_look_up(e, p->tag, p->site->span);
-	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
-	emit_store(e, S1, xabs(&t->window[tr->view].tag));
-	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[tr->view][0].delta[1]));
-	emit_store(e, S1, xabs(&t->window[tr->view].delta));
-	emit_jump_to(e, p->resume);
-	emit_fix(e, miss);
-	emit_group_miss(tr, p);
+	emit_check_again(tr, p, tr->t->window_move[tr->view]);
 }
 
 void emit_group_miss(struct translation *tr, const struct pending *p)
 {
-	struct emitter *e = &tr->e;
+	struct translator *t = tr->t;
 
-	emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
-	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
-	emit_call_to(e, tr->t->probe);
-	emit_jump_to(e, p->resume);
+	emit_check_again(tr, p, (p->range ? t->range_group_miss : t->probe_xored)[tr->view][p->site->write]);
 }

@@ -135,6 +135,7 @@ void range_check(struct translation *tr, const struct item *item, struct xrange 
 	p->tag = xabs(&tr->t->tlb[tr->view][0].tag[write]);
 	p->item = item;
 	p->site = new_site(tr, item, size, write);
+	p->site->range = xabs(range);
 	p->range = range;
 }
 
@@ -152,45 +153,56 @@ struct pending *range_group_check(struct translation *tr, struct xrange *range, 
 
 /* ---- out of line ---- */
 
-/* Linear address S1 is in the TLB: the range goes there. Destroys S1 and S2. The jump for when it is not, as that of
- * emit_look_up(). */
-static uint8_t *emit_move_range(struct translation *tr, const struct pending *p)
+/* The range of the site that was pushed before the call. */
+static void emit_load_range(struct emitter *e, unsigned reg)
 {
-	struct emitter *e = &tr->e;
-	uint8_t *miss = emit_look_up(e, p->tag, MEMORY_PAGE_SIZE + 1 - p->range->first);
-
-	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag);
-	emit_op_indexed(e, true, 0x8b, S2, S2, xabs(&tr->t->tlb[tr->view][0].delta[p->site->write]));
-	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->range));
-	emit_call_to(e, tr->t->range_move);
-	return miss;
+	emit_op_base(e, true, 0x8b, reg, RSP, 8);
+	emit_op_base(e, false, 0x8b, reg, reg, offsetof(struct xsite, range));
 }
 
-void emit_range_miss(struct translation *tr, const struct pending *p)
+/*
+ * Called with the offset in the range of the site on the stack, which S1 lies outside of. If the TLB has the page, the range
+ * goes there; S1 is the host address, or a group's difference, then. Else as what `missed` is called with. Destroys S2 and flags.
+ */
+static void emit_miss(struct emitter *e, struct translator *t, unsigned view, bool write, bool group,
+                      const uint8_t *missed)
 {
-	struct translator *t = tr->t;
-	struct emitter *e = &tr->e;
+	uint32_t tag = xabs(&t->tlb[view][0].tag[write]);
 
-	emit_op_abs(e, true, 0x03, S1, xabs(&p->range->start)); /* add: the linear address again */
+	emit_load_range(e, S2);
+	emit_op_base(e, true, 0x03, S1, S2, offsetof(struct xrange, start)); /* add: the linear address again */
 	emit_store(e, S1, xabs(&t->range_linear));
-	uint8_t *miss = emit_move_range(tr, p);
-	emit_load(e, S1, xabs(&t->range_linear));
-	emit_op_abs(e, true, 0x03, S1, xabs(&p->range->delta));
-	emit_jump_to(e, p->resume);
+	emit_store(e, S2, xabs(&t->exit_argument));
+	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_op_indexed(e, true, 0x33, S1, S2, tag);
+	emit_store(e, RAX, xabs(&t->range_saved));
+	emit_load(e, RAX, xabs(&t->exit_argument));
+	emit_load_short(e, 0xb7, RAX, RAX, offsetof(struct xrange, first));
+	emit_op_reg(e, true, 0x39, RAX, S1); /* cmp s1, rax */
+	emit_load(e, RAX, xabs(&t->range_saved));
+	uint8_t *miss = emit_jump_if(e, CC_AE);
+	emit_op_indexed(e, true, 0x8b, S1, S2, tag);
+	emit_op_indexed(e, true, 0x8b, S2, S2, xabs(&t->tlb[view][0].delta[write]));
+	emit_call_to(e, t->range_move);
+	emit_load_range(e, S2);
+	emit_op_base(e, true, 0x8b, S1, S2, offsetof(struct xrange, delta));
+	if (!group)
+		emit_op_abs(e, true, 0x03, S1, xabs(&t->range_linear));
+	emit_return_site(e);
 	emit_fix(e, miss);
-	emit_access_miss(tr, p);
+	emit_jump_to(e, missed);
 }
 
-void emit_range_group_miss(struct translation *tr, const struct pending *p)
+void range_emit_misses(struct emitter *e, struct translator *t)
 {
-	struct emitter *e = &tr->e;
-
-	emit_op_abs(e, true, 0x03, S1, xabs(&p->range->start));
-	uint8_t *miss = emit_move_range(tr, p);
-	emit_load(e, S1, xabs(&p->range->delta));
-	emit_jump_to(e, p->resume);
-	emit_fix(e, miss);
-	emit_group_miss(tr, p);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = 0; write < 2; write++) {
+			t->range_miss[view][write] = e->at;
+			emit_miss(e, t, view, write, false, t->slow_xored[view][write]);
+			t->range_group_miss[view][write] = e->at;
+			emit_miss(e, t, view, write, true, t->probe_xored[view][write]);
+		}
 }
 
 static void emit_add_field(struct emitter *e, size_t field, int32_t value)

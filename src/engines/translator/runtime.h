@@ -17,7 +17,6 @@ handler translator_to_vector;  /* the struct xblock whose vector registers are n
 #define SLOW_TERMINAL 0u /* leave to the slot exit_argument */
 #define SLOW_DONE     1u /* the interpreter has done it */
 #define SLOW_LEAVE    2u /* to the run loop */
-#define SLOW_JUMP     5u /* bytes behind the call that are skipped when it is done */
 uint64_t translator_slow(struct translator *t, uint64_t linear);
 /*
  * The check of a group at `linear`, whose site is exit_argument: host minus linear addresses, or 0: it cannot be checked
@@ -76,7 +75,7 @@ void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct
 void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
 
 /* The arena begins with these, then comes room for string_routines.c. */
-#define TRAMPOLINES_SIZE 16384u
+#define TRAMPOLINES_SIZE 20480u
 #define STRING_ROOM      65536u
 
 /* Is this block about to be translated, or (`also_translated`) was it? */
@@ -111,6 +110,8 @@ static inline void range_set(struct translator *t, struct xrange *range, uint64_
 uint64_t translator_range_spent(struct translator *t, uint64_t range);
 void range_emit_move(struct emitter *e,
                      struct translator *t); /* a part of a trampoline: what comes behind calls the above */
+/* Trampolines: behind the one above, and those for what is not in the TLB either. */
+void range_emit_misses(struct emitter *e, struct translator *t);
 
 /* alias.c: 0 or -1, and what there is must be destroyed. */
 int aliases_create(struct translator *t);

@@ -518,9 +518,9 @@ static bool same_tables(const struct translator *t, const struct translator_curs
 		    a->no_links != b->no_links || a->waits != b->waits || a->masked != b->masked ||
 		    a->floating != b->floating || a->string != b->string || a->pointers != b->pointers ||
 		    a->inside != b->inside || a->window != b->window || a->first_write != b->first_write ||
-		    a->settle != b->settle || a->first_size != b->first_size || a->span != b->span ||
-		    a->first_offset != b->first_offset || a->range != b->range || a->block != b->block ||
-		    a->slot != b->slot || a->rip != b->rip)
+		    a->settle != b->settle || a->end != b->end || a->end_in_register != b->end_in_register ||
+		    a->first_size != b->first_size || a->span != b->span || a->first_offset != b->first_offset ||
+		    a->range != b->range || a->block != b->block || a->slot != b->slot || a->rip != b->rip)
 			return false;
 	}
 	for (uint32_t n = 0; n < link_count; n++) {

@@ -154,9 +154,8 @@ void emit_stream_miss(struct translation *tr, const struct pending *p)
 	uint8_t *miss = emit_set(tr, p, p->disp, p->site->span);
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);
-	emit_op_indexed(e, true, 0x33, S1, S2, p->tag); /* xor: the linear address again */
-	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
-	emit_call_to(e, tr->t->probe);
+	emit_push_address(e, xabs(p->site));
+	emit_call_to(e, tr->t->probe_xored[tr->view][p->site->write]);
 	emit_store(e, S1, xabs(&tr->t->stream[p->stream].delta));
 	emit_jump_to(e, p->resume);
 }
@@ -173,16 +172,7 @@ void emit_stream_sum_miss(struct translation *tr, const struct pending *p)
 	emit_op_abs(e, true, 0x03, S1, xabs(&tr->t->stream[p->stream].delta)); /* add */
 	emit_jump_to(e, p->resume);
 	emit_fix(e, miss);
-	emit_op_indexed(e, true, 0x33, S1, S2, p->tag);
-	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
-	emit_call_to(e, tr->t->slow);
-	uint8_t *found = emit_jump(e); /* SLOW_JUMP bytes, skipped after a call-out */
-	if (p->site->slots) {
-		if (p->item->end_in_register)
-			emit_flags_restore(e, tr->t);
-		emit_jump_to(e, p->item->end);
-	}
-	emit_fix(e, found);
+	emit_slow(tr, p, tr->t->slow_xored[tr->view][p->site->write]);
 	emit_lea(e, S1, S1, -disp);
 	emit_jump_to(e, p->resume);
 }

@@ -234,71 +234,145 @@ static void emit_changed(struct emitter *e, const struct translator *t, unsigned
 		emit_op_abs(e, true, opcode, changed[i][1], gpr(t, changed[i][0]));
 }
 
+/* The site that was pushed before the call, while nothing is on the stack but its return address. */
+static void emit_load_site(struct emitter *e, unsigned reg)
+{
+	emit_op_base(e, true, 0x8b, reg, RSP, 8);
+}
+
+/* Returns to where a site was pushed. */
+void emit_return_site(struct emitter *e)
+{
+	emit_byte(e, 0xc2); /* ret 8 */
+	emit_byte(e, 8);
+	emit_byte(e, 0);
+}
+
 /*
- * Called: returns with what function(t, R9) says in R9 if that is not 0, and goes on here with R9 as it was if it is. The
- * function touches no vector registers.
+ * Called with a site on the stack: returns with what function(t, R9) says in R9 if that is not 0, and goes on here with R9 as
+ * it was if it is. The function touches no vector registers.
  */
 static void emit_quick(struct emitter *e, const struct translator *t, uintptr_t function)
 {
+	emit_load_site(e, S2);
+	emit_store(e, S2, xabs(&t->exit_argument));
 	emit_changed(e, t, 0x89);
 	emit_store(e, R9, xabs(&t->missed));
 	emit_move(e, RSI, R9);
 	emit_move_imm64(e, RDI, (uintptr_t)t);
 	emit_move_imm64(e, RAX, function);
-	emit_add_rsp(e, (unsigned)-8); /* aligned */
-	emit_byte(e, 0xff);            /* call rax */
+	emit_byte(e, 0xff); /* call rax: aligned */
 	emit_byte(e, 0xd0);
-	emit_add_rsp(e, 8);
 	emit_move(e, R9, RAX);
 	emit_changed(e, t, 0x8b);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_byte(e, 0xc3);
+	emit_return_site(e);
 	emit_fix(e, none);
 	emit_load(e, R9, xabs(&t->missed));
 }
 
+/* Where there was a look-up: with the XORed address in R9 and the entry's offset in R10. */
+static void emit_xored(struct emitter *e, struct translator *t, uint8_t *entry[MMU_VIEWS][2], const uint8_t *target)
+{
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		for (unsigned write = 0; write < 2; write++) {
+			entry[view][write] = e->at;
+			emit_op_indexed(e, true, 0x33, S1, S2, xabs(&t->tlb[view][0].tag[write])); /* xor */
+			emit_jump_to(e, target);
+		}
+}
+
+/* An instruction that missed was done otherwise: on behind it. */
+static void emit_go_behind(struct emitter *e, const struct translator *t)
+{
+	emit_load_site(e, S2);
+	emit_add_rsp(e, 16);
+	emit_load_short(e, 0xb7, S1, S2, offsetof(struct xsite, end));
+	emit_op_base(e, false, 0x03, S1, S2, offsetof(struct xsite, host)); /* add */
+	emit_store(e, S1, xabs(&t->target));
+	emit_move_imm64(e, S1, (uintptr_t)t->arena.execute);
+	emit_op_abs(e, true, 0x01, S1, xabs(&t->target));
+	emit_op_base(e, false, 0x80, 7, S2, offsetof(struct xsite, end_in_register)); /* cmp */
+	emit_byte(e, 0);
+	uint8_t *memory = emit_jump_if(e, CC_E);
+	emit_flags_restore(e, t);
+	emit_fix(e, memory);
+	emit_jump_abs(e, xabs(&t->target));
+}
+
 /*
- * Called by an access that missed, with the linear address in R9 and `exit_argument` the site: C finds the host
- * address, which goes on in R9, or does the whole instruction.
+ * Called by an access that missed, with the linear address in R9 and the site on the stack: C finds the host address, which
+ * goes on in R9, or does the whole instruction.
  */
-static void emit_slow(struct emitter *e, struct translator *t)
+static void emit_slow_trampoline(struct emitter *e, struct translator *t)
 {
 	t->slow = e->at;
 	emit_quick(e, t, (uintptr_t)translator_fill);
 	emit_round_trip(e, t, (uintptr_t)translator_slow);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE); /* cmp */
 	uint8_t *leave = emit_jump_if(e, CC_E), *other = emit_jump_if(e, CC_B);
-	emit_byte(e, 0xc3);
+	emit_return_site(e);
 	emit_fix(e, other);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *terminal = emit_jump_if(e, CC_E);
-	emit_byte(e, 0x48); /* add qword [rsp], SLOW_JUMP */
-	emit_byte(e, 0x83);
-	emit_byte(e, 0x04);
-	emit_byte(e, 0x24);
-	emit_byte(e, SLOW_JUMP);
-	emit_byte(e, 0xc3);
+	emit_go_behind(e, t);
 	emit_fix(e, terminal);
-	emit_add_rsp(e, 8); /* the return address */
+	emit_add_rsp(e, 16); /* the return address and the site */
 	emit_jump_to(e, t->exit_slot);
 	emit_fix(e, leave);
-	emit_add_rsp(e, 8);
+	emit_add_rsp(e, 16);
 	emit_return(e);
+	emit_xored(e, t, t->slow_xored, t->slow);
 }
 
-/* Called by a group's check that missed, with the linear address in R9: the difference in R9, or to the slot. */
+/*
+ * Called by a group's check that missed, with the linear address in R9 and the site on the stack: the difference in R9, or to
+ * the slot.
+ */
 static void emit_probe(struct emitter *e, struct translator *t)
 {
-	t->probe = e->at;
+	const uint8_t *probe = e->at;
+
 	emit_quick(e, t, (uintptr_t)translator_fill_group);
 	emit_round_trip(e, t, (uintptr_t)translator_probe);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_byte(e, 0xc3);
+	emit_return_site(e);
 	emit_fix(e, none);
-	emit_add_rsp(e, 8); /* the return address */
+	emit_add_rsp(e, 16); /* the return address and the site */
 	emit_jump_to(e, t->exit_slot);
+	emit_xored(e, t, t->probe_xored, probe);
+}
+
+/*
+ * Called by a check that the window does not pass, with the address XOR the window's in R9 and the site on the stack. The
+ * window is moved, if the TLB has the page.
+ */
+static void emit_window(struct emitter *e, struct translator *t, unsigned view)
+{
+	uint32_t tag = xabs(&t->tlb[view][0].tag[1]);
+
+	t->window_move[view] = e->at;
+	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[view].tag)); /* xor */
+	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
+	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_op_indexed(e, true, 0x33, S1, S2, tag);
+	emit_push(e, RAX);
+	emit_op_base(e, true, 0x8b, RAX, RSP, 16);
+	emit_load_short(e, 0xb7, RAX, RAX, offsetof(struct xsite, span));
+	emit_group1(e, true, 5, RAX, MEMORY_PAGE_SIZE); /* sub */
+	emit_op_reg(e, true, 0xf7, 3, RAX);             /* neg: the last offset that it may have */
+	emit_op_reg(e, true, 0x39, RAX, S1);            /* cmp s1, rax */
+	emit_pop(e, RAX);
+	uint8_t *miss = emit_jump_if(e, CC_A);
+	emit_op_indexed(e, true, 0x8b, S1, S2, tag);
+	emit_store(e, S1, xabs(&t->window[view].tag));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[view][0].delta[1]));
+	emit_store(e, S1, xabs(&t->window[view].delta));
+	emit_return_site(e);
+	emit_fix(e, miss);
+	emit_jump_to(e, t->probe_xored[view][1]);
 }
 
 /* Called by an access whose page is in the TLB and not in its range. */
@@ -389,16 +463,6 @@ static void emit_indirect(struct emitter *e, struct translator *t)
 	emit_exit(e, t, translator_to_address);
 }
 
-/* movzx reg, byte [base + disp] */
-static void emit_load8(struct emitter *e, unsigned reg, unsigned base, uint32_t disp)
-{
-	emit_byte(e, 0x40 | (reg & 8 ? 4 : 0) | (base & 8 ? 1 : 0));
-	emit_byte(e, 0x0f);
-	emit_byte(e, 0xb6);
-	emit_byte(e, 0x80 | (reg & 7) << 3 | (base & 7));
-	emit_u32(e, disp);
-}
-
 /*
  * A block was reached whose vector registers are not there, exit_argument and S2: they are loaded and it is entered by B,
  * where nothing else is in the way; or to C.
@@ -417,13 +481,13 @@ static void emit_vector(struct emitter *e, struct translator *t)
 	emit_compare8_abs(e, xabs(&t->vcpu->x87_missing), 0);
 	slow[1] = emit_jump_if(e, CC_NE);
 	emit_fix(e, without);
-	emit_load8(e, S1, S2, offsetof(struct xblock, vector));
-	emit_load8(e, S1, S1, xabs(t->vector_classes));
+	emit_load_short(e, 0xb6, S1, S2, offsetof(struct xblock, vector));
+	emit_load_short(e, 0xb6, S1, S1, xabs(t->vector_classes));
 	emit_op_abs(e, false, 0x84, S1, xabs(&t->vcpu->classes_disabled)); /* test */
 	slow[2] = emit_jump_if(e, CC_NE);
 	emit_store(e, RAX, gpr(t, RAX));
 	emit_vectors(e, t, xabs(&t->vector_live), true);
-	emit_load8(e, RAX, S2, offsetof(struct xblock, vector));
+	emit_load_short(e, 0xb6, RAX, S2, offsetof(struct xblock, vector));
 	emit_op_abs(e, false, 0x88, RAX, xabs(&t->vector_live));
 	emit_shift_imm(e, 4, RAX, 2);
 	emit_op_indexed(e, false, 0x8b, RAX, RAX, xabs(t->missing_with_live));
@@ -453,9 +517,12 @@ bool translator_emit_trampolines(struct translator *t)
 	t->exit_slot = emit_exit(&e, t, translator_to_slot);
 	emit_exit_link(&e, t);
 	t->exit_fault = emit_exit(&e, t, translator_to_fault);
-	emit_slow(&e, t);
+	emit_slow_trampoline(&e, t);
 	emit_probe(&e, t);
+	for (unsigned view = 0; view < MMU_VIEWS; view++)
+		emit_window(&e, t, view);
 	emit_range(&e, t);
+	range_emit_misses(&e, t);
 	emit_call_out(&e, t);
 	emit_sensitive(&e, t);
 	emit_string(&e, t);

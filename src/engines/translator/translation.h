@@ -247,7 +247,12 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
  */
 uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span);
 void lower_check(struct translation *tr, const struct item *item, unsigned size, bool write);
-/* Out of line, behind a look-up of `p->tag` that missed. */
+/*
+ * Out of line: calls t->slow or its like for `p->site`, S1 what that wants. It comes back with the host address in S1, or
+ * goes on behind the instruction.
+ */
+void emit_slow(struct translation *tr, const struct pending *p, const uint8_t *trampoline);
+/* The same behind a check or look-up that missed. */
 void emit_access_miss(struct translation *tr, const struct pending *p);
 void emit_set_rip(struct translation *tr, uint64_t rip);
 /* A linear address of code, or relative to code, into a register. No flags. */
@@ -367,5 +372,6 @@ struct xrange *new_range(struct translation *tr, const struct item *item, unsign
 /* lower_check() through a range; that of a group by its first access. */
 void range_check(struct translation *tr, const struct item *item, struct xrange *range, unsigned size, bool write);
 struct pending *range_group_check(struct translation *tr, struct xrange *range, unsigned reg, int32_t lowest);
-void emit_range_miss(struct translation *tr, const struct pending *p);
-void emit_range_group_miss(struct translation *tr, const struct pending *p);
+
+/* trampolines.c: where a site was pushed before a trampoline was called, it returns by this. */
+void emit_return_site(struct emitter *e);

@@ -163,11 +163,13 @@ struct xsite {
 	bool floating : 1;                /* code_page is to be added to rip */
 	uint8_t string;                   /* enum xstring: the instruction, where translator_string() is called */
 	const struct xpointers *pointers; /* of the x87 instruction before; NULL: state.x87 has them */
-	bool inside;                      /* a difference that a group's check found may be in use behind it */
+	bool inside : 1;                  /* a difference that a group's check found may be in use behind it */
 	/* Of a group's check (merge.c): where its first access, which is the instruction's, lies in the span. */
-	bool window, first_write;
+	bool window : 1, first_write : 1;
 	uint8_t settle; /* as in struct xlink, behind the instruction */
 	uint8_t first_size;
+	bool end_in_register; /* flags at `end` */
+	uint16_t end; /* from `host`: where it goes on when the interpreter has done the instruction after a miss */
 	uint16_t span, first_offset, misses;
 	uint32_t range; /* struct xrange, or 0 */
 	struct block *block;
@@ -313,8 +315,11 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_fault, *exit_vector, *probe, *slow,
-	    *call_out, *sensitive, *string, *range_move; /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_fault, *exit_vector, *slow, *call_out,
+	    *sensitive, *string, *range_move; /* trampolines, writable view */
+	/* The same by view and whether it is written. */
+	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
+	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
