@@ -15,8 +15,8 @@
 
 /* How a processor's share of --code-cache is used here, in 32nds; the decoded blocks' part is in cache.c. */
 #define CODE_SHARE     6
-#define LINKS_SHARE    2
-#define SITES_SHARE    6
+#define LINKS_SHARE    3
+#define SITES_SHARE    3
 #define REGION_CODE    (64u << 10) /* about the least that a region is worth */
 #define GIVE_BACK_FROM (1u << 20)
 #define NEARLY_FULL    (256u << 10) /* a huge page that lacks no more than this */
@@ -48,7 +48,7 @@ int regions_create(struct translator *t, uint64_t share)
 	t->link_room = (uint32_t)(share / 32 * LINKS_SHARE / sizeof(*t->links));
 	t->site_room = (uint32_t)(share / 32 * SITES_SHARE / sizeof(*t->sites));
 	t->pointers_room = t->link_room / 8 + 64;
-	t->range_room = t->site_room / 4;
+	t->range_room = t->site_room / 2;
 	t->links = table_map(t->link_room * sizeof(*t->links), true);
 	t->sites = table_map(t->site_room * sizeof(*t->sites), true);
 	t->pointers = table_map(t->pointers_room * sizeof(*t->pointers), true);

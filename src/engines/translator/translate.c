@@ -91,6 +91,49 @@ static bool only_written(const struct item *item, int gpr)
 	}
 }
 
+/* Most instructions: they have no site. What the host may lack is not among them, nor LOCK. */
+static bool never_faults(const struct item *item)
+{
+	if (item->form->class_needed || item->i.attributes & ZYDIS_ATTRIB_HAS_LOCK)
+		return false;
+	switch (item->i.mnemonic) {
+	case ZYDIS_MNEMONIC_MOV:
+	case ZYDIS_MNEMONIC_MOVZX:
+	case ZYDIS_MNEMONIC_MOVSX:
+	case ZYDIS_MNEMONIC_MOVSXD:
+	case ZYDIS_MNEMONIC_ADD:
+	case ZYDIS_MNEMONIC_ADC:
+	case ZYDIS_MNEMONIC_SUB:
+	case ZYDIS_MNEMONIC_SBB:
+	case ZYDIS_MNEMONIC_CMP:
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_OR:
+	case ZYDIS_MNEMONIC_XOR:
+	case ZYDIS_MNEMONIC_TEST:
+	case ZYDIS_MNEMONIC_INC:
+	case ZYDIS_MNEMONIC_DEC:
+	case ZYDIS_MNEMONIC_NEG:
+	case ZYDIS_MNEMONIC_NOT:
+	case ZYDIS_MNEMONIC_IMUL:
+	case ZYDIS_MNEMONIC_MUL:
+	case ZYDIS_MNEMONIC_SHL:
+	case ZYDIS_MNEMONIC_SHR:
+	case ZYDIS_MNEMONIC_SAR:
+	case ZYDIS_MNEMONIC_ROL:
+	case ZYDIS_MNEMONIC_ROR:
+	case ZYDIS_MNEMONIC_BSWAP:
+	case ZYDIS_MNEMONIC_CBW:
+	case ZYDIS_MNEMONIC_CWDE:
+	case ZYDIS_MNEMONIC_CDQE:
+	case ZYDIS_MNEMONIC_CWD:
+	case ZYDIS_MNEMONIC_CDQ:
+	case ZYDIS_MNEMONIC_CQO:
+		return true;
+	default:
+		return item->i.meta.category == ZYDIS_CATEGORY_CMOV || item->i.meta.category == ZYDIS_CATEGORY_SETCC;
+	}
+}
+
 static void translate_generic(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
@@ -136,7 +179,8 @@ static void translate_generic(struct translation *tr, const struct item *item)
 		if (item->operand[n].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE)
 			written |= 1u << gpr;
 	}
-	new_site(tr, item, item->form->memory_size, item->form->writes_memory);
+	if (!never_faults(item))
+		new_site(tr, item, item->form->memory_size, item->form->writes_memory);
 	if (!rewrite_instruction(e, &tr->own_decoder, &item->i, item->operand, item_bytes(tr, item), map, &where))
 		tr->failed = true;
 	for (unsigned gpr = R9; gpr <= R11; gpr++)
