@@ -11,10 +11,11 @@
  */
 #include "engines/translator/translation.h"
 
-#define SPAN_MAX  256
-#define STACK_MAX 512
-#define NONE      NO_GROUP
-#define FAR       (1 << 30)
+#define SPAN_MAX    256
+#define STACK_MAX   512
+#define STREAM_SPAN 64
+#define NONE        NO_GROUP
+#define FAR         (1 << 30)
 
 struct value {
 	uint8_t id;
@@ -360,7 +361,8 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	flags_keep(tr, item->live_before);
 	int32_t lowest = displacement - (int32_t)(position - g->low);
 	struct pending *p;
-	if (g->stream == NO_STREAM && !g->window)
+	/* A stream knows one page: a wide group is often on two. */
+	if (!g->window && (g->stream == NO_STREAM || span > STREAM_SPAN))
 		g->range = new_range(tr, item, span, g->write);
 	if (g->stream == NO_STREAM && !g->range)
 		emit_lea(e, S1, reg, lowest);

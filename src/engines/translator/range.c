@@ -37,8 +37,7 @@ void ranges_void(struct translator *t)
 	t->ranges_filled = NULL;
 }
 
-/* Of the pages around `page` in the TLB those that its difference leads to as well. */
-static void set_run(struct translator *t, struct xrange *range, uint64_t page)
+void range_set_run(struct translator *t, struct xrange *range, uint64_t page)
 {
 	const struct xtlb_entry *entry = runtime_entered(t, page, range->write);
 	uint64_t pages = 1;
@@ -70,12 +69,12 @@ uint64_t translator_range_spent(struct translator *t, uint64_t address)
 	range->strikes++;
 	if (now - range->since > (uint64_t)XRANGE_CREDIT * XRANGE_TICKS >> XRANGE_TIME_SHIFT) {
 		range->strikes = 0;
-		set_run(t, range, page);
+		range_set_run(t, range, page);
 	} else if (range->strikes <= STRIKES) {
 		if (aliases_make(t, page, range->write)) {
 			t->counters.aliased++;
 		}
-		set_run(t, range, page);
+		range_set_run(t, range, page);
 	} else {
 		t->counters.scattered++;
 		range->block->scattered |= 1ull << range->item;

@@ -21,6 +21,7 @@
 #include "memory/memory.h"
 
 #define SHARE        (64u << 20) /* of the cache, without a machine */
+#define ALIAS_MISSES 16          /* of a group that lies on two pages, before these get aliases */
 #define GROUP_MISSES 200         /* that end in the interpreter, before a block's accesses are taken apart */
 
 static struct translator *translator_of(struct vcpu *vcpu)
@@ -511,7 +512,7 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 	uint64_t started = __rdtsc();
 	const struct translator_cursors before = cursors_of(t);
 	bool full = false;
-	struct xblock *xblock = t->depot ? shared_take(t, block, &full) : NULL;
+	struct xblock *xblock = t->depot && !block->joined ? shared_take(t, block, &full) : NULL;
 
 	if (xblock && unlikely(t->compare_taken))
 		xblock = shared_compare(t, xblock, &before, &full);
@@ -662,6 +663,36 @@ static void note_code(struct translator *t, const struct xblock *xblock, uint64_
 	crossing_note_code(t, xblock, rip);
 }
 
+#define SAMPLES_NEAR 64 /* ran in two of so many samples: it is hot */
+
+/*
+ * Something came for the processor while this block ran, or led to the next: that is a sample of where the time goes. A
+ * block that was no hot one, or whose neighbours were not yet, when it was translated is translated once more.
+ */
+static void note_sample(struct translator *t, struct block *block)
+{
+	if (!block || block->joined || block->insn[0].run != translated)
+		return;
+	uint32_t before = block->sampled;
+
+	block->sampled = t->samples;
+	if (!before || t->samples - before > SAMPLES_NEAR)
+		return;
+	block->joined = block->hot = true;
+	block->apart = false; /* with ranges, groups may lie on two pages */
+	block->scattered = 0;
+	t->counters.joined++;
+	runtime_translate_again(t, block);
+}
+
+static bool is_sample(struct translator *t)
+{
+	if (likely(!atomic_load_explicit(&t->vcpu->attention, memory_order_relaxed)) || t->lockstep)
+		return false;
+	t->samples += t->samples < UINT32_MAX ? 1 : 2; /* not 0 */
+	return true;
+}
+
 void translator_to_link(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
@@ -678,6 +709,10 @@ void translator_to_link(PARAMETERS)
 		return;
 	}
 	settle(vcpu, link->settle);
+	if (is_sample(t)) {
+		note_sample(t, link->target ? link->target->block : NULL);
+		note_sample(t, link->source->block);
+	}
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
@@ -724,6 +759,10 @@ void translator_to_address(PARAMETERS)
 			return;
 		}
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
+	}
+	if (is_sample(t)) {
+		note_sample(t, link_block(vcpu, jump_cache_link(vcpu, rip), rip));
+		note_sample(t, link_block(vcpu, jump_cache_link(vcpu, vcpu->state.rip), vcpu->state.rip));
 	}
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;
@@ -1064,16 +1103,28 @@ void runtime_translate_again(struct translator *t, struct block *block)
 	slot->run = translator_heat;
 }
 
-/* Lies on two pages: one range if these lie side by side in the host, and are known. */
+/* Page `page` and the next are known, and lie side by side in the host. */
+static const struct xtlb_entry *two_pages(const struct translator *t, uint64_t page, bool write)
+{
+	const struct xtlb_entry *low = runtime_entered(t, page, write);
+	const struct xtlb_entry *high = runtime_entered(t, page + MEMORY_PAGE_SIZE, write);
+
+	return low && high && low->delta[write] == high->delta[write] ? low : NULL;
+}
+
+/* Lies on two pages: one range if these lie side by side in the host; if that is wanted again and again, they shall. */
 static uint64_t probe_two(struct translator *t, const struct xsite *site, uint64_t linear)
 {
 	uint64_t page = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
-	const struct xtlb_entry *low = runtime_entered(t, page, site->write);
-	const struct xtlb_entry *high = runtime_entered(t, page + MEMORY_PAGE_SIZE, site->write);
+	const struct xtlb_entry *low = two_pages(t, page, site->write);
 
-	if (!low || !high || low->delta[site->write] != high->delta[site->write])
+	if (!low && site->misses % ALIAS_MISSES == ALIAS_MISSES - 1 && aliases_make(t, page, site->write)) {
+		t->counters.aliased++;
+		low = two_pages(t, page, site->write);
+	}
+	if (!low)
 		return 0;
-	range_set(t, (struct xrange *)(uintptr_t)site->range, page, 2, low->delta[site->write]);
+	range_set_run(t, (struct xrange *)(uintptr_t)site->range, page);
 	return low->delta[site->write];
 }
 

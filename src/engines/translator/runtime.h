@@ -107,6 +107,8 @@ static inline void range_set(struct translator *t, struct xrange *range, uint64_
 	range->delta = delta;
 	range->length = range->first + (pages - 1) * MEMORY_PAGE_SIZE;
 }
+/* Of the pages around `page` in the TLB those that its difference leads to as well. */
+void range_set_run(struct translator *t, struct xrange *range, uint64_t page);
 uint64_t translator_range_spent(struct translator *t, uint64_t range);
 void range_emit_move(struct emitter *e,
                      struct translator *t); /* a part of a trampoline: what comes behind calls the above */

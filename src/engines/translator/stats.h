@@ -13,6 +13,7 @@
 #define TRANSLATOR_COUNTERS(X)                                                                                         \
 	X(blocks, "blocks translated")                                                                                 \
 	X(floating, "of them floating")                                                                                \
+	X(joined, "of them again, seen to be hot later")                                                               \
 	X(extended, "of them of several blocks of the interpreter")                                                    \
 	X(bytes, "host code, bytes")                                                                                   \
 	X(bytes_aside, "of them out of line")                                                                          \

@@ -334,7 +334,8 @@ struct translator {
 	unsigned regions, region_now;
 	uint32_t link_room, site_room, pointers_room, range_room; /* in all regions */
 	uint64_t flushes;
-	unsigned heat; /* entries of a block before it is translated */
+	unsigned heat;    /* entries of a block before it is translated */
+	uint32_t samples; /* times that something came while translated code ran */
 	bool avx512, avx;
 	bool emptied; /* something was taken from the TLB since translated code was left for C */
 	bool patched; /* code was changed since code_arena_publish() */
