@@ -501,9 +501,15 @@ static bool find_part(struct translation *tr)
 	if ((last->kind != KIND_JCC && last->kind != KIND_JMP) || tr->parts == XPARTS || tr->block->crosses)
 		return false;
 	target = branch_target(tr, last);
-	if (!direct(tr, from, target) || target == next)
+	if (target == next)
 		return false;
-	taken = hot_block(tr, &block->link[TAKEN], target);
+	/* What leads back or away, but never did yet, is aside. */
+	if (direct(tr, from, target))
+		taken = hot_block(tr, &block->link[TAKEN], target);
+	else if (last->kind == KIND_JCC && !block->link[TAKEN].block)
+		taken = NULL;
+	else
+		return false;
 	if (last->kind == KIND_JCC && direct(tr, from, next))
 		other = hot_block(tr, &block->link[NOT_TAKEN], next);
 	if (other && (!taken || other->insn[0].immediate >= taken->insn[0].immediate)) {

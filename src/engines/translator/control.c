@@ -390,6 +390,11 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_access_miss(tr, &p);
 		break;
 	case PENDING_RANGE_GROUP:
+		emit_group_miss(tr, &p);
+		break;
+	case PENDING_WARM:
+		emit_pending_warm(tr, &p);
+		break;
 	case PENDING_GROUP:
 		emit_group_miss(tr, &p);
 		break;

@@ -663,36 +663,6 @@ static void note_code(struct translator *t, const struct xblock *xblock, uint64_
 	crossing_note_code(t, xblock, rip);
 }
 
-#define SAMPLES_NEAR 64 /* ran in two of so many samples: it is hot */
-
-/*
- * Something came for the processor while this block ran, or led to the next: that is a sample of where the time goes. A
- * block that was no hot one, or whose neighbours were not yet, when it was translated is translated once more.
- */
-static void note_sample(struct translator *t, struct block *block)
-{
-	if (!block || block->joined || block->insn[0].run != translated)
-		return;
-	uint32_t before = block->sampled;
-
-	block->sampled = t->samples;
-	if (!before || t->samples - before > SAMPLES_NEAR)
-		return;
-	block->joined = block->hot = true;
-	block->apart = false; /* with ranges, groups may lie on two pages */
-	block->scattered = 0;
-	t->counters.joined++;
-	runtime_translate_again(t, block);
-}
-
-static bool is_sample(struct translator *t)
-{
-	if (likely(!atomic_load_explicit(&t->vcpu->attention, memory_order_relaxed)) || t->lockstep)
-		return false;
-	t->samples += t->samples < UINT32_MAX ? 1 : 2; /* not 0 */
-	return true;
-}
-
 void translator_to_link(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
@@ -709,10 +679,6 @@ void translator_to_link(PARAMETERS)
 		return;
 	}
 	settle(vcpu, link->settle);
-	if (is_sample(t)) {
-		note_sample(t, link->target ? link->target->block : NULL);
-		note_sample(t, link->source->block);
-	}
 	struct block *block = find_block(vcpu);
 	if (!block)
 		return;
@@ -759,10 +725,6 @@ void translator_to_address(PARAMETERS)
 			return;
 		}
 		return insn->run(vcpu, insn, flags, vcpu->mmu.tlb[vcpu->mmu.view][MMU_READ]);
-	}
-	if (is_sample(t)) {
-		note_sample(t, link_block(vcpu, jump_cache_link(vcpu, rip), rip));
-		note_sample(t, link_block(vcpu, jump_cache_link(vcpu, vcpu->state.rip), vcpu->state.rip));
 	}
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;

@@ -115,6 +115,9 @@ void range_emit_move(struct emitter *e,
 /* Trampolines: behind the one above, and those for what is not in the TLB either. */
 void range_emit_misses(struct emitter *e, struct translator *t);
 
+/* warm.c: a count ended, that of site exit_argument. Always 0. */
+uint64_t translator_warm(struct translator *t, uint64_t unused);
+
 /* alias.c: 0 or -1, and what there is must be destroyed. */
 int aliases_create(struct translator *t);
 void aliases_destroy(struct translator *t);

@@ -257,7 +257,7 @@ bool shared_give(const struct translation *tr, const struct translator_cursors *
 	const struct block *block = tr->block;
 	const struct relocations *r = tr->e.relocations;
 
-	if (!r || r->incomplete || tr->parts > 1 || block->crosses || xblock->size > CODE_LONGEST ||
+	if (!r || r->incomplete || tr->parts > 1 || block->joined || block->crosses || xblock->size > CODE_LONGEST ||
 	    atomic_load(block->generation_now) != block->generation)
 		return false;
 	struct shared head = {

@@ -383,6 +383,14 @@ static void emit_range(struct emitter *e, struct translator *t)
 	emit_byte(e, 0xc3);
 }
 
+/* Called where a count ended, `exit_argument` its site. */
+static void emit_warm(struct emitter *e, struct translator *t)
+{
+	t->warm = e->at;
+	emit_round_trip(e, t, (uintptr_t)translator_warm);
+	emit_byte(e, 0xc3);
+}
+
 /* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
 static void emit_call_out(struct emitter *e, struct translator *t)
 {
@@ -523,6 +531,7 @@ bool translator_emit_trampolines(struct translator *t)
 		emit_window(&e, t, view);
 	emit_range(&e, t);
 	range_emit_misses(&e, t);
+	emit_warm(&e, t);
 	emit_call_out(&e, t);
 	emit_sensitive(&e, t);
 	emit_string(&e, t);

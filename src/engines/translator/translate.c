@@ -376,6 +376,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	emit_entries(tr, xblock);
 	emit_void_streams(tr);
 	xblock->entry_loop = e->at;
+	emit_count_down(tr);
 	emit_crossing_check(tr);
 	for (unsigned n = 0; n < tr->count; n++) {
 		struct item *item = &tr->item[n];
@@ -501,9 +502,9 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 
 	if (!trace_on(vcpu->trace, TRACE_TRANSLATE))
 		return;
-	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block %llu at %016llx%s, view %u, flags in %#x",
+	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "block %llu at %016llx%s%s%s, view %u, flags in %#x",
 	      (unsigned long long)tr->t->counters.blocks, (unsigned long long)rip, tr->floating ? ", floating" : "",
-	      tr->view, tr->item[0].live_before);
+	      tr->block->hot ? ", hot" : "", tr->block->joined ? ", again" : "", tr->view, tr->item[0].live_before);
 	for (unsigned n = 0; n < tr->count; n++) {
 		const struct item *item = &tr->item[n];
 

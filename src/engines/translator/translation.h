@@ -7,6 +7,7 @@
  *	merge.c      which accesses share a check
  *	stream.c     accesses of loops that walk through memory
  *	range.c      accesses of hot loops
+ *	warm.c       which blocks are hot, and translated again
  *	control.c    exits, links, a block's entries, code out of line
  *	crossing.c   instructions that cross into another page
  *	mode32.c     what is different in 32-bit code
@@ -122,6 +123,7 @@ struct pending {
 		PENDING_STREAM_SUM,
 		PENDING_RANGE,
 		PENDING_RANGE_GROUP,
+		PENDING_WARM,
 		PENDING_INDIRECT
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
@@ -375,3 +377,7 @@ struct pending *range_group_check(struct translation *tr, struct xrange *range, 
 
 /* trampolines.c: where a site was pushed before a trampoline was called, it returns by this. */
 void emit_return_site(struct emitter *e);
+
+/* warm.c: where the block is entered, its own loop included. */
+void emit_count_down(struct translation *tr);
+void emit_pending_warm(struct translation *tr, const struct pending *p);

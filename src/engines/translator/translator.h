@@ -170,8 +170,17 @@ struct xsite {
 	uint8_t first_size;
 	bool end_in_register; /* flags at `end` */
 	uint16_t end; /* from `host`: where it goes on when the interpreter has done the instruction after a miss */
-	uint16_t span, first_offset, misses;
-	uint32_t range; /* struct xrange, or 0 */
+	union {
+		struct {
+			uint16_t span, first_offset;
+		};
+		uint32_t count; /* of a count (warm.c): entries that are left */
+	};
+	union {
+		uint32_t range; /* struct xrange, or 0 */
+		uint32_t since; /* of a count: when it began, or 0 */
+	};
+	uint16_t misses;
 	struct block *block;
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
@@ -316,7 +325,7 @@ struct translator {
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
 	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_fault, *exit_vector, *slow, *call_out,
-	    *sensitive, *string, *range_move; /* trampolines, writable view */
+	    *sensitive, *string, *range_move, *warm; /* trampolines, writable view */
 	/* The same by view and whether it is written. */
 	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
 	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];
@@ -334,8 +343,7 @@ struct translator {
 	unsigned regions, region_now;
 	uint32_t link_room, site_room, pointers_room, range_room; /* in all regions */
 	uint64_t flushes;
-	unsigned heat;    /* entries of a block before it is translated */
-	uint32_t samples; /* times that something came while translated code ran */
+	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
 	bool emptied; /* something was taken from the TLB since translated code was left for C */
 	bool patched; /* code was changed since code_arena_publish() */

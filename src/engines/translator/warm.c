@@ -1,0 +1,72 @@
+/*
+ * Blocks that turn out to be hot.
+ *
+ * A block that is translated for the first time counts down with each entry. When the count ends and that did not take
+ * long, the block is hot, whatever its first entries looked like (translator_heat): it is translated once more, with
+ * ranges, and goes on in its neighbours, which have been run often enough by then for their branches to be known. What
+ * takes long counts again.
+ */
+#include "engines/translator/translation.h"
+
+#include <x86intrin.h>
+
+#define COUNT_FIRST 4096u /* entries */
+#define COUNT_TESTS 64u
+#define COUNT_QUICK 400u /* ticks of the TSC for an entry */
+
+/* ---- at run time ---- */
+
+static bool in_tests(const struct translator *t)
+{
+	return t->heat < XHEAT;
+}
+
+uint64_t translator_warm(struct translator *t, uint64_t unused)
+{
+	struct xsite *site = (struct xsite *)t->exit_argument;
+	struct block *block = site->block;
+	uint32_t now = xrange_time(__rdtsc());
+
+	(void)unused;
+	site->count = COUNT_FIRST;
+	if (!block->joined && (in_tests(t) || now - site->since < COUNT_FIRST * COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
+		t->counters.joined++;
+		block->joined = block->hot = true;
+		block->apart = false; /* with ranges, groups may lie on two pages */
+		block->scattered = 0;
+		runtime_translate_again(t, block);
+	}
+	site->since = now;
+	return 0;
+}
+
+/* ---- code ---- */
+
+/* Where flags are live it is left out: few blocks. */
+void emit_count_down(struct translation *tr)
+{
+	struct emitter *e = &tr->e;
+
+	if (tr->block->joined || tr->block->crosses || tr->in_register || tr->t->lockstep)
+		return;
+	struct xsite *site = new_site(tr, &tr->item[0], 0, false);
+	site->block = tr->block;
+	site->count = in_tests(tr->t) ? COUNT_TESTS : COUNT_FIRST;
+	site->since = xrange_time(__rdtsc());
+	emit_op_abs(e, false, 0x81, 5, xabs(&site->count)); /* sub dword [], 1 */
+	emit_u32(e, 1);
+	struct pending *p = pend(tr, PENDING_WARM, emit_jump_if(e, CC_E));
+	p->site = site;
+	p->resume = e->at;
+}
+
+/* ---- out of line ---- */
+
+void emit_pending_warm(struct translation *tr, const struct pending *p)
+{
+	struct emitter *e = &tr->e;
+
+	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
+	emit_call_to(e, tr->t->warm);
+	emit_jump_to(e, p->resume);
+}
