@@ -8,17 +8,29 @@
  */
 #include "engines/translator/translation.h"
 
+#include <string.h>
 #include <x86intrin.h>
 
-#define COUNT_FIRST 4096u /* entries */
-#define COUNT_TESTS 64u
-#define COUNT_QUICK 400u /* ticks of the TSC for an entry */
+#define COUNT_FIRST  4096u /* entries */
+#define COUNT_TESTS  64u
+#define COUNTS       4u   /* in vain, before it is given up */
+#define COUNT_LENGTH 14   /* bytes of code */
+#define COUNT_QUICK  150u /* ticks of the TSC for an entry */
 
 /* ---- at run time ---- */
 
 static bool in_tests(const struct translator *t)
 {
 	return t->heat < XHEAT;
+}
+
+/* The count is taken out: NOPs of 8 and 6 bytes. */
+static void stop_counting(struct translator *t, const struct xsite *site)
+{
+	static const uint8_t nops[COUNT_LENGTH] = {0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x66, 0x0f, 0x1f, 0x44, 0, 0};
+
+	memcpy(t->arena.write + site->host, nops, sizeof(nops));
+	t->patched = true;
 }
 
 uint64_t translator_warm(struct translator *t, uint64_t unused)
@@ -29,12 +41,15 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 
 	(void)unused;
 	site->count = COUNT_FIRST;
-	if (!block->joined && (in_tests(t) || now - site->since < COUNT_FIRST * COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
-		t->counters.joined++;
+	if (in_tests(t) || now - site->since < COUNT_FIRST * (uint64_t)COUNT_QUICK >> XRANGE_TIME_SHIFT) {
+		stop_counting(t, site);
+		t->counters.joined += !block->joined;
 		block->joined = block->hot = true;
 		block->apart = false; /* with ranges, groups may lie on two pages */
 		block->scattered = 0;
 		runtime_translate_again(t, block);
+	} else if (++site->misses == COUNTS) {
+		stop_counting(t, site);
 	}
 	site->since = now;
 	return 0;
@@ -53,8 +68,8 @@ void emit_count_down(struct translation *tr)
 	site->block = tr->block;
 	site->count = in_tests(tr->t) ? COUNT_TESTS : COUNT_FIRST;
 	site->since = xrange_time(__rdtsc());
-	emit_op_abs(e, false, 0x81, 5, xabs(&site->count)); /* sub dword [], 1 */
-	emit_u32(e, 1);
+	emit_op_abs(e, false, 0x83, 5, xabs(&site->count)); /* sub dword [], 1 */
+	emit_byte(e, 1);
 	struct pending *p = pend(tr, PENDING_WARM, emit_jump_if(e, CC_E));
 	p->site = site;
 	p->resume = e->at;
