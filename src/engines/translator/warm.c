@@ -4,18 +4,18 @@
  * A block that is translated for the first time counts down with each entry. When the count ends and that did not take
  * long, the block is hot, whatever its first entries looked like (translator_heat): it is translated once more, with
  * ranges, and goes on in its neighbours, which have been run often enough by then for their branches to be known. What
- * takes long counts again.
+ * takes long counts again, a few times.
  */
 #include "engines/translator/translation.h"
 
 #include <string.h>
 #include <x86intrin.h>
 
-#define COUNT_FIRST  4096u /* entries */
-#define COUNT_TESTS  64u
-#define COUNTS       4u   /* in vain, before it is given up */
-#define COUNT_LENGTH 14   /* bytes of code */
-#define COUNT_QUICK  150u /* ticks of the TSC for an entry */
+#define COUNT_FIRST   64u /* entries, before the time is taken */
+#define COUNT_ENTRIES 4096u
+#define COUNT_QUICK   150u /* ticks of the TSC for an entry */
+#define COUNTS        5u   /* in vain, before it is given up */
+#define COUNT_LENGTH  14   /* bytes of code */
 
 /* ---- at run time ---- */
 
@@ -40,8 +40,9 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 	uint32_t now = xrange_time(__rdtsc());
 
 	(void)unused;
-	site->count = COUNT_FIRST;
-	if (in_tests(t) || now - site->since < COUNT_FIRST * (uint64_t)COUNT_QUICK >> XRANGE_TIME_SHIFT) {
+	site->count = COUNT_ENTRIES;
+	if (in_tests(t) ||
+	    (site->since && now - site->since < COUNT_ENTRIES * (uint64_t)COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
 		stop_counting(t, site);
 		t->counters.joined += !block->joined;
 		block->joined = block->hot = true;
@@ -51,7 +52,7 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 	} else if (++site->misses == COUNTS) {
 		stop_counting(t, site);
 	}
-	site->since = now;
+	site->since = now ? now : 1;
 	return 0;
 }
 
@@ -66,8 +67,7 @@ void emit_count_down(struct translation *tr)
 		return;
 	struct xsite *site = new_site(tr, &tr->item[0], 0, false);
 	site->block = tr->block;
-	site->count = in_tests(tr->t) ? COUNT_TESTS : COUNT_FIRST;
-	site->since = xrange_time(__rdtsc());
+	site->count = COUNT_FIRST;
 	emit_op_abs(e, false, 0x83, 5, xabs(&site->count)); /* sub dword [], 1 */
 	emit_byte(e, 1);
 	struct pending *p = pend(tr, PENDING_WARM, emit_jump_if(e, CC_E));
