@@ -92,6 +92,8 @@ static bool redirect(struct native *native, ucontext_t *context)
 	struct translator *translator =
 	    native && native->vcpu->engine_data ? interpreter_of(native->vcpu)->translator : NULL;
 	if (translator) {
+		if (translator_returns_full(translator, context))
+			return true;
 		int translated = guest_vector(native->vcpu, (unsigned)registers[REG_TRAPNO]);
 
 		if (translated >= 0 && translator_host_fault(translator, context, (unsigned)translated))

@@ -15,7 +15,7 @@
 
 #define PAGE_MASK    ((uint64_t)MEMORY_PAGE_SIZE - 1)
 #define NO_TAG(n)    (((uint64_t)(n) ^ 1) << 12)
-#define NO_TARGET(n) (((uint64_t)(n) ^ 1) | 1ull << 63) /* not canonical: bit 62 is clear */
+#define NO_TARGET(n) (((uint64_t)(n) ^ 1) << XJUMP_SHIFT | 1ull << 63) /* not canonical: bit 62 is clear */
 #define NO_PAGE      UINT64_MAX
 
 /* The body for each bit of `bits`, word `word` of a map; n is its number in the map. */
@@ -143,6 +143,7 @@ static void empty_view(struct translator *t, unsigned view)
 		t->page_key[view][n] = NO_PAGE;
 		t->page_used[view][word] = 0;
 	}
+	returns_forget(t, view % MMU_VIEWS == MMU_USER);
 	memset(t->jump_some[view], 0, sizeof(t->jump_some[view]));
 	memset(t->page_some[view], 0, sizeof(t->page_some[view]));
 	t->code_half[view][0] = t->code_half[view][1] = t->code_large[view] = false;
@@ -163,9 +164,9 @@ static void note_page(struct translator *t, unsigned view, unsigned n)
 	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
 }
 
-void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
+static void enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical,
+                       const struct mmu_tlb_entry *entry)
 {
-	const struct mmu_tlb_entry *entry = mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL);
 	unsigned n = rip >> 12 & (XPAGE_SIZE - 1);
 
 	t->code_half[view][rip >> 63] = true;
@@ -176,9 +177,24 @@ void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64
 	note_page(t, view, n);
 }
 
+void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
+{
+	enter_code(t, view, rip, physical, mmu_entry(t->vcpu, rip, MMU_EXECUTE, NULL));
+}
+
+void caches_note_running(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)
+{
+	if (t->page_key[view][rip >> 12 & (XPAGE_SIZE - 1)] == xpage_key(rip, physical))
+		return;
+	unsigned own = view % MMU_VIEWS == MMU_USER ? MMU_USER : MMU_SUPERVISOR;
+	const struct mmu_tlb_entry *entry = &t->vcpu->mmu.tlb[own][MMU_EXECUTE][mmu_tlb_index(rip)];
+
+	enter_code(t, view, rip, physical, entry->tag == (rip & ~PAGE_MASK) ? entry : NULL);
+}
+
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
 {
-	for (unsigned n = rip & PAGE_MASK; n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE)
+	for (unsigned n = xjump_slot(rip & PAGE_MASK); n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE >> XJUMP_SHIFT)
 		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump[view][n].host == host)
 			drop_target(t, view, n);
 }
@@ -200,6 +216,7 @@ static void drop_code(struct translator *t, unsigned view, uint64_t linear)
 
 	if (!t->code_half[view][linear >> 63] || (!large && !(t->page_used[view][own / 64] >> own % 64 & 1)))
 		return;
+	returns_forget(t, view % MMU_VIEWS == MMU_USER);
 	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
 	FOR_BITS(n, word, t->jump_used[view][word])
 	if (!((t->jump[view][n].rip ^ linear) >> (large ? 30 : 12)))

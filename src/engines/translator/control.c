@@ -39,6 +39,7 @@ static void link_jump(struct translation *tr, struct xlink *link, uint8_t *place
 	link->place = place;
 	p->link = link;
 	p->save = link->entry_a;
+	p->paired = false; /* if it is a CALL's, the host's CALL leads there */
 }
 
 /* Does the instruction there cross into another page? Then it is no floating one. */
@@ -72,6 +73,63 @@ static const struct item *last_of_part(const struct translation *tr)
 	while (tr->item[n].part != tr->now)
 		n--;
 	return &tr->item[n];
+}
+
+/* ---- CALLs that leave something for the RET (returns.c) ---- */
+
+/* The key that the link is good for, which translator_to_link fills in: both in one comparison. Destroys S1. */
+static void emit_key_check(struct translation *tr, struct xlink *link)
+{
+	struct emitter *e = &tr->e;
+	uint64_t *key = &tr->t->page_key[tr->code_view][link->rip >> 12 & (XPAGE_SIZE - 1)];
+
+	link->key = emit_move_any64(e, S1);
+	emit_op_abs(e, true, 0x3b, S1, xabs(key));
+	tr->in_register = false;
+	pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
+}
+
+/* It is pushed on the guest's stack, and in S2 if it is no immediate operand. */
+static void leave_return(struct translation *tr, uint64_t next)
+{
+	tr->paired = !tr->code32 && !apart(tr, next);
+	if (!tr->paired)
+		return;
+	tr->next = next;
+	if (!tr->floating && (int64_t)next == (int32_t)next)
+		emit_push_imm(&tr->e, (int32_t)next);
+	else
+		emit_push(&tr->e, S2);
+}
+
+/* Behind the host's CALL, with the guest's return address in S1 and flags in memory: a link there. */
+static void come_behind(struct translation *tr)
+{
+	struct emitter *e = &tr->e;
+
+	tr->paired = tr->in_register = false;
+	tr->behind = e->at;
+	emit_lea(e, RSP, RSP, 8);
+	if (tr->floating) {
+		emit_lea(e, S1, S1, -(int32_t)tr->next);
+		emit_store(e, S1, xabs(&tr->t->code_page));
+	}
+	struct xlink *link = new_link(tr, tr->next, false);
+	link->own = link->x87 = false;
+	link->settle = 0;           /* the RET has kept all flags, */
+	link->vector = VECTOR_NONE; /* and left the registers as they were there */
+	if (!in_page(tr, tr->next))
+		emit_key_check(tr, link);
+	link_jump(tr, link, emit_jump(e));
+}
+
+/* Where the way leads through C, the host's CALL is done by hand. Uses S2. */
+static void emit_paired(struct translation *tr, const struct pending *p)
+{
+	if (!p->paired)
+		return;
+	emit_lea_code(&tr->e, S2, tr->behind);
+	emit_push(&tr->e, S2);
 }
 
 /* A direct transfer where no link leads, flags kept. */
@@ -108,15 +166,8 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		return;
 	}
 	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
-	if (!same_page) {
-		uint64_t *key = &t->page_key[tr->code_view][target >> 12 & (XPAGE_SIZE - 1)];
-
-		/* The key that the link is good for, which translator_to_link fills in: both in one comparison. */
-		link->key = emit_move_any64(e, S1);
-		emit_op_abs(e, true, 0x3b, S1, xabs(key));
-		tr->in_register = false;
-		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
-	}
+	if (!same_page)
+		emit_key_check(tr, link);
 	if (quietly) {
 		emit_move(e, S1, RCX);
 		emit_load32(e, RCX, xabs(&t->vcpu->attention));
@@ -124,6 +175,10 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		emit_byte(e, 5);
 		pend(tr, PENDING_POLL, emit_jump(e))->link = link;
 		emit_move(e, RCX, S1);
+	} else if (backward && tr->paired) {
+		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
+		tr->in_register = false;
+		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	} else if (backward) {
 		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 		tr->in_register = false;
@@ -131,7 +186,14 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		pend(tr, PENDING_LINK, emit_jump(e))->link = link;
 		return;
 	}
-	link_jump(tr, link, emit_jump(e));
+	if (tr->paired) {
+		emit_byte(e, 0xe8); /* call */
+		emit_u32(e, 0);
+		link_jump(tr, link, e->at - 4);
+		come_behind(tr);
+	} else {
+		link_jump(tr, link, emit_jump(e));
+	}
 }
 
 /* An indirect transfer: target in S1 (where entries look for it), flags kept. `release`: bytes to add to RSP when it
@@ -142,7 +204,7 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	struct emitter *e = &tr->e;
 
 	_Static_assert(sizeof(struct xjump) == 16, "indexed by an address shifted by four");
-	emit_rorx(e, S2, S1, 60);
+	emit_rorx(e, S2, S1, 64 - 4 + XJUMP_SHIFT);
 	emit_group1(e, false, 4, S2, (XJUMP_SIZE - 1) << 4);                        /* and */
 	emit_op_indexed(e, true, 0x3b, S1, S2, xabs(&t->jump[tr->code_view]->rip)); /* cmp */
 	struct pending *p = pend(tr, PENDING_INDIRECT, emit_jump_if(e, CC_NE));
@@ -153,7 +215,56 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	p->undo = undo;
 	if (release)
 		move_stack(tr, GUEST_RSP, release);
-	emit_op_indexed(e, false, 0xff, 4, S2, xabs(&t->jump[tr->code_view]->host)); /* jmp */
+	emit_op_indexed(e, false, 0xff, tr->paired ? 2 : 4, S2, xabs(&t->jump[tr->code_view]->host)); /* call, jmp */
+	if (tr->paired)
+		come_behind(tr);
+}
+
+/* To the return address that is in S1; flags are kept. */
+static void exit_return(struct translation *tr, const struct insn *slot, int32_t release)
+{
+	struct emitter *e = &tr->e;
+
+	if (tr->code32) {
+		exit_indirect(tr, slot, release, 0);
+		return;
+	}
+	emit_op_sum(e, true, 0x3b, S1, RSP, NO_REGISTER, 8); /* cmp */
+	tr->in_register = false;
+	struct pending *p = pend(tr, PENDING_RETURN, emit_jump_if(e, CC_NE));
+	p->resume = e->at;
+	emit_compare32_abs(e, xabs(&tr->t->vcpu->attention), 0);
+	p->more[0] = emit_jump_if(e, CC_NE);
+	p->slot = slot;
+	p->release = release;
+	move_stack(tr, GUEST_RSP, release);
+	emit_byte(e, 0xc3);
+}
+
+/* It is not what the last CALL has left: but what the one before has, or none of theirs. */
+static void emit_other_return(struct translation *tr, const struct pending *p)
+{
+	struct emitter *e = &tr->e;
+
+	emit_op_sum(e, true, 0x3b, S1, RSP, NO_REGISTER, 24);
+	uint8_t *none = emit_jump_if(e, CC_NE);
+	emit_lea(e, RSP, RSP, 16);
+	emit_jump_to(e, p->resume);
+	emit_fix(e, none);
+	exit_indirect(tr, p->slot, p->release, 0);
+}
+
+static void emit_indirect_miss(struct translation *tr, const struct pending *p)
+{
+	struct translator *t = tr->t;
+	struct emitter *e = &tr->e;
+
+	emit_store(e, S1, xabs(&t->target));
+	emit_store_imm(e, true, xabs(&t->release), p->release);
+	emit_store_imm(e, true, xabs(&t->undo), p->undo);
+	emit_set_rip(tr, part_rip(tr, tr->now));
+	emit_set_argument(tr, p->slot);
+	emit_jump_to(e, t->exit_indirect);
 }
 
 static void translate_push_return(struct translation *tr, const struct item *item)
@@ -253,6 +364,7 @@ void translate_terminal(struct translation *tr, const struct item *item)
 	case KIND_CALL:
 		flags_keep(tr, item->live_before);
 		translate_push_return(tr, item);
+		leave_return(tr, next);
 		exit_direct(tr, from, branch_target(tr, item));
 		break;
 	case KIND_JMP_INDIRECT:
@@ -272,6 +384,7 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		if (reg == S1)
 			emit_store(e, S1, xabs(&tr->t->target));
 		translate_push_return(tr, item);
+		leave_return(tr, next);
 		if (reg == S1)
 			emit_load(e, S1, xabs(&tr->t->target));
 		else
@@ -283,11 +396,10 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		flags_keep(tr, ALL_FLAGS);
 		struct host_memory where = lower_stack(tr, item, RSP, 0, false);
 		emit_op_sum(e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
-		exit_indirect(tr, item->slot,
-		              (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
-		                                         ? (int32_t)item->operand[0].imm.value.u
-		                                         : 0),
-		              0);
+		exit_return(tr, item->slot,
+		            (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
+		                                       ? (int32_t)item->operand[0].imm.value.u
+		                                       : 0));
 		break;
 	case KIND_SYSTEM_END:
 		translate_system_end(tr, item);
@@ -354,7 +466,7 @@ static const uint8_t *link_stub(struct translation *tr, unsigned n)
 		q = q > tr->pending ? q - 1 : NULL;
 	while (q && p - q < 3 &&
 	       ((q->kind != PENDING_STUB && q->kind != PENDING_LINK) || q->link != p->link || q->save != p->save ||
-	        q->shadow != p->shadow));
+	        q->shadow != p->shadow || q->paired != p->paired));
 	if (q && p - q < 3) {
 		stub = q->resume;
 		emit_fix_to(e, p->place, stub);
@@ -362,6 +474,7 @@ static const uint8_t *link_stub(struct translation *tr, unsigned n)
 		if (p->shadow) { /* flags are kept: a MOV */
 			emit_store_imm8(e, xabs(&tr->t->vcpu->state.interrupt_shadow), SHADOW_STI);
 		}
+		emit_paired(tr, p);
 		emit_push_address(e, xabs(p->link));
 		emit_jump_to(e, p->save ? tr->t->exit_link_flags : tr->t->exit_link);
 	}
@@ -416,6 +529,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_POLL:
 		emit_move(e, RCX, S1);
+		emit_paired(tr, &p);
 		emit_push_address(e, xabs(p.link));
 		emit_jump_to(e, t->exit_link_flags);
 		break;
@@ -441,12 +555,14 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_INDIRECT:
 		emit_fix(e, p.more[0]);
-		emit_store(e, S1, xabs(&t->target));
-		emit_store_imm(e, true, xabs(&t->release), p.release);
-		emit_store_imm(e, true, xabs(&t->undo), p.undo);
-		emit_set_rip(tr, part_rip(tr, tr->now));
-		emit_set_argument(tr, p.slot);
-		emit_jump_to(e, t->exit_indirect);
+		emit_paired(tr, &p);
+		emit_indirect_miss(tr, &p);
+		break;
+	case PENDING_RETURN:
+		emit_other_return(tr, &p);
+		emit_fix(e, p.more[0]);
+		emit_lea(e, RSP, RSP, 16);
+		emit_indirect_miss(tr, &p);
 		break;
 	case PENDING_STRING:
 		emit_pending_string(tr, &p);

@@ -232,6 +232,26 @@ void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp)
 	emit_lea_full(e, true, false, reg, base, NO_REGISTER, 0, disp);
 }
 
+void emit_lea_code(struct emitter *e, unsigned reg, const uint8_t *target)
+{
+	emit_rex(e, true, reg, 0, 0);
+	emit_byte(e, 0x8d);
+	emit_byte(e, 0x05 | (reg & 7) << 3);
+	emit_u32(e, (uint32_t)(target - (e->at + 4)));
+}
+
+void emit_push(struct emitter *e, unsigned reg)
+{
+	emit_rex(e, false, 0, 0, reg);
+	emit_byte(e, 0x50 | (reg & 7));
+}
+
+void emit_push_imm(struct emitter *e, int32_t value)
+{
+	emit_byte(e, 0x68);
+	emit_u32(e, (uint32_t)value);
+}
+
 void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index,
                    unsigned scale, int32_t disp)
 {

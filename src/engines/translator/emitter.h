@@ -107,6 +107,10 @@ void emit_compare8_abs(struct emitter *e, uint32_t abs, unsigned value);
 void emit_increment_abs(struct emitter *e, uint32_t abs);
 /* lea reg, [base + disp] */
 void emit_lea(struct emitter *e, unsigned reg, unsigned base, int32_t disp);
+/* lea reg, [rip + ...]: an address in the same code, writable view: its executable one. */
+void emit_lea_code(struct emitter *e, unsigned reg, const uint8_t *target);
+void emit_push(struct emitter *e, unsigned reg);
+void emit_push_imm(struct emitter *e, int32_t value); /* sign-extended */
 /* lea with index: [base + index << scale + disp]; base or index may be NO_REGISTER. `address32`: 67h. */
 void emit_lea_full(struct emitter *e, bool wide, bool address32, unsigned reg, unsigned base, unsigned index,
                    unsigned scale, int32_t disp);

@@ -41,7 +41,7 @@ void find_forget(struct translator *t, const struct xblock *xblock, const uint8_
 
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
 {
-	unsigned n = rip & (XJUMP_SIZE - 1);
+	unsigned n = xjump_slot(rip);
 
 	t->jump[view][n].rip = rip;
 	t->jump[view][n].host = host;

@@ -66,6 +66,7 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	p->kind = kind;
 	p->place = place;
 	p->shadow = tr->shadow;
+	p->paired = tr->paired;
 	p->view = tr->view;
 	p->code_view = tr->code_view;
 	p->part = tr->now;

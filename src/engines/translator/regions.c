@@ -154,6 +154,7 @@ void regions_advance(struct translator *t)
 	for (uint32_t n = region->links; n < region->links + region->links_used; n++)
 		runtime_undo_link(t, &t->links[n]);
 	free_blocks(region);
+	returns_forget_all(t);
 	caches_forget_spaces(t);
 	ranges_void(t);
 	region->sites_used = region->links_used = 0;

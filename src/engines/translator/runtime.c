@@ -439,6 +439,7 @@ static void enter(struct translator *t, const struct xblock *xblock, uint32_t fl
 	announce(t);
 	aliases_make_room(t);
 	caches_catch_up(t);
+	caches_note_running(t, xblock->code_view, vcpu->state.rip, xblock->block->physical);
 	if (xblock->code_view >= MMU_VIEWS)
 		mode32_note_segments(t);
 	/* Disabled, or written by somebody since it was found. */
@@ -861,7 +862,7 @@ static uint64_t call_slots(struct translator *t, const struct xsite *site)
 static const uint8_t *known_target(struct translator *t, unsigned code_view)
 {
 	uint64_t rip = t->vcpu->state.rip;
-	unsigned n = rip & (XJUMP_SIZE - 1);
+	unsigned n = xjump_slot(rip);
 
 	return t->jump[code_view][n].rip == rip ? t->jump[code_view][n].host : find_target(t, code_view, rip);
 }
@@ -1244,7 +1245,7 @@ struct translator *translator_create(struct vcpu *vcpu)
 		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES_SIZE, "enter, exit, slow access");
 		perf_map_own(t->perf_map, t->arena.execute + TRAMPOLINES_SIZE, STRING_ROOM, "REP MOVS and STOS");
 	}
-	if (caches_create(t) || aliases_create(t) || (vcpu->machine && join_depot(t))) {
+	if (returns_create(t) || caches_create(t) || aliases_create(t) || (vcpu->machine && join_depot(t))) {
 		translator_destroy(t);
 		errno = ENOMEM;
 		return NULL;
@@ -1282,6 +1283,7 @@ void translator_destroy(struct translator *t)
 	if (t->arena.write && t->space)
 		translator_flush(t);
 	caches_destroy(t);
+	returns_destroy(t);
 	aliases_destroy(t);
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);

@@ -75,7 +75,7 @@ void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct
 void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
 
 /* The arena begins with these, then comes room for string_routines.c. */
-#define TRAMPOLINES_SIZE 20480u
+#define TRAMPOLINES_SIZE 24576u
 #define STRING_ROOM      65536u
 
 /* Is this block about to be translated, or (`also_translated`) was it? */
@@ -89,6 +89,15 @@ void runtime_set_floating(struct translator *t, const struct block *block);
 /* Nothing leads to this block any more. `slot`: nor does its interpreter block, which begins to count again. */
 void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot);
 void runtime_undo_link(struct translator *t, struct xlink *link);
+
+/*
+ * returns.c: 0 or -1. What is forgotten: all entries, of the user's view or of the supervisor's two (code goes from one to
+ * the other, and is noted for the one that it began in).
+ */
+int returns_create(struct translator *t);
+void returns_destroy(struct translator *t);
+void returns_forget(struct translator *t, bool user);
+void returns_forget_all(struct translator *t);
 
 /* range.c */
 void ranges_void(struct translator *t);

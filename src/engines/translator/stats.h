@@ -30,6 +30,7 @@
 	X(leave_link, "exits: link not made, remapped or stale")                                                       \
 	X(leave_indirect, "exits: indirect target not in its cache")                                                   \
 	X(found, "indirect targets found by their physical address")                                                   \
+	X(returns_full, "calls too deep for the stack of returns")                                                     \
 	X(leave_slot, "exits: instruction is the interpreter's")                                                       \
 	X(leave_event, "exits: interrupt or request waits")                                                            \
 	X(leave_call_out, "exits: what a called-out instruction did")                                                  \

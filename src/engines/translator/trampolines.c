@@ -16,13 +16,6 @@ static uint32_t gpr(const struct translator *t, unsigned guest)
 	return xabs(&t->vcpu->state.gpr[guest]);
 }
 
-static void emit_push(struct emitter *e, unsigned reg)
-{
-	if (reg >= 8)
-		emit_byte(e, 0x41);
-	emit_byte(e, 0x50 | (reg & 7));
-}
-
 static void emit_pop(struct emitter *e, unsigned reg)
 {
 	if (reg >= 8)
@@ -36,6 +29,40 @@ static void emit_add_rsp(struct emitter *e, unsigned bytes)
 	emit_byte(e, 0x83);
 	emit_byte(e, 0xc4);
 	emit_byte(e, bytes);
+}
+
+/*
+ * The stack of returns (returns.c) of the current view is kept, and RSP is ring3's own stack, as emit_enter() left it:
+ * aligned for calls. Uses S2, and flags.
+ */
+static void emit_leave_stack(struct emitter *e, const struct translator *t)
+{
+	emit_load32(e, S2, xabs(&t->vcpu->mmu.view));
+	emit_shift_imm(e, 4, S2, 3);
+	emit_op_indexed(e, true, 0x89, RSP, S2, xabs(t->return_rsp));
+	emit_load(e, RSP, xabs(&t->host_rsp));
+}
+
+/* And back. Uses `scratch`, and flags. */
+static void emit_take_stack(struct emitter *e, const struct translator *t, unsigned scratch)
+{
+	emit_load32(e, scratch, xabs(&t->vcpu->mmu.view));
+	emit_shift_imm(e, 4, scratch, 3);
+	emit_op_indexed(e, true, 0x8b, RSP, scratch, xabs(t->return_rsp));
+}
+
+/* The beginning of what is called, and its end: C in between may empty the stack of returns. */
+static void emit_called(struct emitter *e, const struct translator *t)
+{
+	emit_pop_abs(e, xabs(&t->resume));
+	emit_leave_stack(e, t);
+}
+
+static void emit_come_back(struct emitter *e, const struct translator *t)
+{
+	emit_take_stack(e, t, S2);
+	emit_op_abs(e, false, 0xff, 6, xabs(&t->resume)); /* push */
+	emit_byte(e, 0xc3);
 }
 
 /* What emit_enter() put on the stack. */
@@ -162,6 +189,7 @@ static uint8_t *emit_exit(struct emitter *e, const struct translator *t, handler
 	uint8_t *start = e->at;
 
 	emit_spill(e, t);
+	emit_leave_stack(e, t);
 	emit_vectors(e, t, xabs(&t->vector_live), true);
 	emit_store_imm8(e, xabs(&t->vector_live), VECTOR_NONE);
 	emit_store_imm(e, false, xabs(&t->vector_missing), VECTOR_ALL_MISSING);
@@ -197,29 +225,25 @@ static void emit_enter(struct emitter *e, struct translator *t)
 	emit_byte(e, 0x83);
 	emit_byte(e, 0xec);
 	emit_byte(e, 8);
+	emit_store(e, RSP, xabs(&t->host_rsp));
 	emit_store(e, RSI, xabs(&t->target));
 	emit_store32(e, RDX, xabs(&t->flags));
 	emit_vectors(e, t, xabs(&t->vector_live), false);
 	emit_fill(e, t);
+	emit_take_stack(e, t, S2);
 	emit_jump_abs(e, xabs(&t->target));
 }
 
-/* function(t, R9) with the guest's registers in the vCPU block; what it returns is in R9 afterwards. */
+/* On ring3's stack: function(t, R9) with the guest's registers in the vCPU block; what it returns is in R9 afterwards. */
 static void emit_round_trip(struct emitter *e, const struct translator *t, uintptr_t function)
 {
 	emit_spill(e, t);
-	emit_store(e, RSP, xabs(&t->host_rsp));
 	emit_vectors(e, t, xabs(&t->vector_live), true);
 	emit_move_imm64(e, RDI, (uintptr_t)t);
 	emit_move(e, RSI, R9);
-	emit_byte(e, 0x48); /* and rsp, -16 */
-	emit_byte(e, 0x83);
-	emit_byte(e, 0xe4);
-	emit_byte(e, 0xf0);
 	emit_move_imm64(e, RAX, function);
 	emit_byte(e, 0xff); /* call rax */
 	emit_byte(e, 0xd0);
-	emit_load(e, RSP, xabs(&t->host_rsp));
 	emit_move(e, R9, RAX);
 	emit_vectors(e, t, xabs(&t->vector_live), false);
 	emit_fill(e, t);
@@ -234,12 +258,6 @@ static void emit_changed(struct emitter *e, const struct translator *t, unsigned
 		emit_op_abs(e, true, opcode, changed[i][1], gpr(t, changed[i][0]));
 }
 
-/* The site that was pushed before the call, while nothing is on the stack but its return address. */
-static void emit_load_site(struct emitter *e, unsigned reg)
-{
-	emit_op_base(e, true, 0x8b, reg, RSP, 8);
-}
-
 /* Returns to where a site was pushed. */
 void emit_return_site(struct emitter *e)
 {
@@ -249,12 +267,15 @@ void emit_return_site(struct emitter *e)
 }
 
 /*
- * Called with a site on the stack: returns with what function(t, R9) says in R9 if that is not 0, and goes on here with R9 as
- * it was if it is. The function touches no vector registers.
+ * Called with a site on the stack: comes back with what function(t, R9) says in R9 if that is not 0, and goes on here, on
+ * ring3's stack, with R9 as it was if it is. The function touches no vector registers.
  */
 static void emit_quick(struct emitter *e, const struct translator *t, uintptr_t function)
 {
-	emit_load_site(e, S2);
+	emit_pop_abs(e, xabs(&t->resume));
+	emit_pop_abs(e, xabs(&t->resume_site));
+	emit_leave_stack(e, t);
+	emit_load(e, S2, xabs(&t->resume_site));
 	emit_store(e, S2, xabs(&t->exit_argument));
 	emit_changed(e, t, 0x89);
 	emit_store(e, R9, xabs(&t->missed));
@@ -267,7 +288,7 @@ static void emit_quick(struct emitter *e, const struct translator *t, uintptr_t 
 	emit_changed(e, t, 0x8b);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_return_site(e);
+	emit_come_back(e, t);
 	emit_fix(e, none);
 	emit_load(e, R9, xabs(&t->missed));
 }
@@ -286,8 +307,8 @@ static void emit_xored(struct emitter *e, struct translator *t, uint8_t *entry[M
 /* An instruction that missed was done otherwise: on behind it. */
 static void emit_go_behind(struct emitter *e, const struct translator *t)
 {
-	emit_load_site(e, S2);
-	emit_add_rsp(e, 16);
+	emit_take_stack(e, t, S2);
+	emit_load(e, S2, xabs(&t->resume_site));
 	emit_load_short(e, 0xb7, S1, S2, offsetof(struct xsite, end));
 	emit_op_base(e, false, 0x03, S1, S2, offsetof(struct xsite, host)); /* add */
 	emit_store(e, S1, xabs(&t->target));
@@ -312,16 +333,15 @@ static void emit_slow_trampoline(struct emitter *e, struct translator *t)
 	emit_round_trip(e, t, (uintptr_t)translator_slow);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE); /* cmp */
 	uint8_t *leave = emit_jump_if(e, CC_E), *other = emit_jump_if(e, CC_B);
-	emit_return_site(e);
+	emit_come_back(e, t);
 	emit_fix(e, other);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *terminal = emit_jump_if(e, CC_E);
 	emit_go_behind(e, t);
 	emit_fix(e, terminal);
-	emit_add_rsp(e, 16); /* the return address and the site */
+	emit_take_stack(e, t, S2);
 	emit_jump_to(e, t->exit_slot);
 	emit_fix(e, leave);
-	emit_add_rsp(e, 16);
 	emit_return(e);
 	emit_xored(e, t, t->slow_xored, t->slow);
 }
@@ -338,9 +358,9 @@ static void emit_probe(struct emitter *e, struct translator *t)
 	emit_round_trip(e, t, (uintptr_t)translator_probe);
 	emit_op_reg(e, true, 0x85, R9, R9); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
-	emit_return_site(e);
+	emit_come_back(e, t);
 	emit_fix(e, none);
-	emit_add_rsp(e, 16); /* the return address and the site */
+	emit_take_stack(e, t, S2);
 	emit_jump_to(e, t->exit_slot);
 	emit_xored(e, t, t->probe_xored, probe);
 }
@@ -379,7 +399,9 @@ static void emit_window(struct emitter *e, struct translator *t, unsigned view)
 static void emit_range(struct emitter *e, struct translator *t)
 {
 	range_emit_move(e, t);
+	emit_leave_stack(e, t); /* which translator_range_spent() leaves as it is */
 	emit_round_trip(e, t, (uintptr_t)translator_range_spent);
+	emit_take_stack(e, t, S2);
 	emit_byte(e, 0xc3);
 }
 
@@ -387,20 +409,21 @@ static void emit_range(struct emitter *e, struct translator *t)
 static void emit_warm(struct emitter *e, struct translator *t)
 {
 	t->warm = e->at;
+	emit_called(e, t);
 	emit_round_trip(e, t, (uintptr_t)translator_warm);
-	emit_byte(e, 0xc3);
+	emit_come_back(e, t);
 }
 
 /* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
 static void emit_call_out(struct emitter *e, struct translator *t)
 {
 	t->call_out = e->at;
+	emit_called(e, t);
 	emit_round_trip(e, t, (uintptr_t)translator_call_out);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE);
 	uint8_t *leave = emit_jump_if(e, CC_E);
-	emit_byte(e, 0xc3);
+	emit_come_back(e, t);
 	emit_fix(e, leave);
-	emit_add_rsp(e, 8);
 	emit_return(e);
 }
 
@@ -408,12 +431,14 @@ static void emit_call_out(struct emitter *e, struct translator *t)
 static void emit_sensitive(struct emitter *e, struct translator *t)
 {
 	t->sensitive = e->at;
+	emit_leave_stack(e, t);
 	emit_round_trip(e, t, (uintptr_t)translator_sensitive);
 	emit_group1(e, true, 7, R9, SLOW_LEAVE);
 	uint8_t *leave = emit_jump_if(e, CC_E);
 	/* As an indirect transfer comes, which has the address in R9. */
 	emit_store(e, R9, xabs(&t->target));
 	emit_load(e, R9, xabs(&t->vcpu->state.rip));
+	emit_take_stack(e, t, S2);
 	emit_jump_abs(e, xabs(&t->target));
 	emit_fix(e, leave);
 	emit_return(e);
@@ -426,29 +451,27 @@ static void emit_sensitive(struct emitter *e, struct translator *t)
 static void emit_string(struct emitter *e, struct translator *t)
 {
 	t->string = e->at;
+	emit_called(e, t);
 	emit_changed(e, t, 0x89);
 	emit_move_imm64(e, RDI, (uintptr_t)t);
 	emit_load(e, RSI, xabs(&t->exit_argument));
 	emit_move_imm64(e, RAX, (uintptr_t)translator_string);
-	emit_add_rsp(e, (unsigned)-8); /* aligned */
-	emit_byte(e, 0xff);            /* call rax */
+	emit_byte(e, 0xff); /* call rax */
 	emit_byte(e, 0xd0);
-	emit_add_rsp(e, 8);
 	emit_op_reg(e, false, 0x89, RAX, R9);
 	emit_changed(e, t, 0x8b);
 	emit_op_reg(e, false, 0x85, R9, R9); /* test */
 	uint8_t *more = emit_jump_if(e, CC_NE);
-	emit_byte(e, 0xc3);
+	emit_come_back(e, t);
 	emit_fix(e, more);
 	emit_round_trip(e, t, (uintptr_t)translator_string_slow);
 	emit_group1(e, true, 7, R9, SLOW_DONE);
 	uint8_t *leave = emit_jump_if(e, CC_A), *terminal = emit_jump_if(e, CC_B);
-	emit_byte(e, 0xc3);
+	emit_come_back(e, t);
 	emit_fix(e, leave);
-	emit_add_rsp(e, 8); /* the return address */
 	emit_return(e);
 	emit_fix(e, terminal);
-	emit_add_rsp(e, 8);
+	emit_take_stack(e, t, S2);
 	emit_jump_to(e, t->exit_slot);
 }
 
@@ -457,12 +480,14 @@ static void emit_indirect(struct emitter *e, struct translator *t)
 {
 	t->exit_indirect = e->at;
 	emit_changed(e, t, 0x89);
+	emit_leave_stack(e, t);
 	emit_move_imm64(e, RDI, (uintptr_t)t);
 	emit_move_imm64(e, RAX, (uintptr_t)translator_find);
 	emit_byte(e, 0xff); /* call rax */
 	emit_byte(e, 0xd0);
 	emit_move(e, S2, RAX);
 	emit_changed(e, t, 0x8b);
+	emit_take_stack(e, t, S1);
 	emit_op_reg(e, true, 0x85, S2, S2); /* test */
 	uint8_t *none = emit_jump_if(e, CC_E);
 	emit_load(e, S1, xabs(&t->target));

@@ -570,7 +570,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = tr->ahead_count = 0;
-	tr->failed = tr->exhausted = tr->x87 = tr->shadow = tr->rooted = false;
+	tr->failed = tr->exhausted = tr->x87 = tr->shadow = tr->rooted = tr->paired = false;
 	tr->vector = VECTOR_NONE;
 	tr->pointers = NULL;
 	tr->view = t->vcpu->mmu.view;

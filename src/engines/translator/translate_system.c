@@ -160,6 +160,8 @@ static void translate_stac_clac(struct translation *tr, const struct item *item)
 	emit_byte_operation(e, set ? 1 : 4, rflags_abs(tr, AC_BYTE), set ? AC_BIT : ~AC_BIT & 0xff);
 	if (tr->view != view) {
 		emit_store_imm(e, false, xabs(&tr->t->vcpu->mmu.view), view);
+		emit_store(e, RSP, xabs(&tr->t->return_rsp[tr->view]));
+		emit_load(e, RSP, xabs(&tr->t->return_rsp[view]));
 		tr->code_view += view - tr->view;
 		tr->view = view;
 	}

@@ -124,7 +124,8 @@ struct pending {
 		PENDING_RANGE,
 		PENDING_RANGE_GROUP,
 		PENDING_WARM,
-		PENDING_INDIRECT
+		PENDING_INDIRECT,
+		PENDING_RETURN
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -139,6 +140,7 @@ struct pending {
 	uint8_t stream, reg;              /* of PENDING_STREAM; reg: of PENDING_TARGET */
 	int32_t disp;
 	int32_t release, undo;       /* of PENDING_INDIRECT */
+	bool paired;                 /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
 	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
 	uint64_t target;             /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */
@@ -175,6 +177,10 @@ struct translation {
 	bool floating, loose;     /* as in struct xblock */
 	unsigned view, code_view; /* enum mmu_view; below XVIEWS: of what is emitted next (STAC and CLAC change it) */
 	bool shadow;              /* an STI was the last instruction */
+	/* The transfer that is emitted is a CALL that leaves something for the RET (returns.c), which comes to `behind`. */
+	bool paired;
+	uint64_t next; /* the guest's return address */
+	const uint8_t *behind;
 	/* Of the guest's code: 32-bit code, with a flat stack and 32-bit ESP and EIP. */
 	bool code32;
 	unsigned stack_size; /* bytes that PUSH, CALL and their like move: 8 or 4 */

@@ -13,8 +13,8 @@
  *	                       |                                            |-> the run loop, or a slot of the interpreter
  *
  * Registers in translated code. Guest RAX-RDI, R8, R12-R15 are in the host registers of the same number; guest RSP is
- * in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is ring3's own stack. All
- * data of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the
+ * in host R11; guest R9-R11 live in the vCPU block; host R9 and R10 are scratch; host RSP is the view's stack of returns
+ * (returns.c). All data of the translator and the vCPU block lie below 2 GiB and are addressed absolutely. Vector registers are the
  * guest's while `vector_live`; x87 and MMX registers are the guest's while vcpu->x87_live (x87.c).
  *
  * Flags. Guest arithmetic flags are in the host's EFLAGS, or, where a check would destroy live ones, in `flags` (the
@@ -75,6 +75,13 @@ struct xjump {
 	uint64_t rip; /* or one that does not belong into this slot */
 	const uint8_t *host;
 };
+
+/* Targets side by side share cache lines; those that lie closer than a call is long share a slot. */
+#define XJUMP_SHIFT 3
+static inline unsigned xjump_slot(uint64_t rip)
+{
+	return rip >> XJUMP_SHIFT & (XJUMP_SIZE - 1);
+}
 
 /* The same by its physical address, whatever address space is current (find.c). */
 struct xknown {
@@ -284,7 +291,10 @@ struct translator {
 	uint64_t code_page; /* where the page is whose floating code runs */
 	uint64_t target;    /* for trampolines and CALLs */
 	uint64_t exit_argument;
-	uint64_t host_rsp;
+	uint64_t host_rsp;              /* ring3's own stack, while RSP is that of returns */
+	uint64_t return_rsp[MMU_VIEWS]; /* those of returns, where RSP is another: returns.c */
+	uint64_t resume, resume_site;   /* where a trampoline that was called comes back, what was pushed for it */
+	uint8_t *returns;
 	uint64_t release,
 	    undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
 	struct translation *scratch;
@@ -400,6 +410,8 @@ void translator_page_watched(struct translator *t);
  * a trampoline. False: not in translated code.
  */
 bool translator_host_fault(struct translator *t, ucontext_t *context, unsigned vector);
+/* returns.c. In the signal handler: translated code came to the end of its stack of returns, and goes on with an empty one. */
+bool translator_returns_full(struct translator *t, ucontext_t *context);
 /* For tests and --lockstep, before the vCPU runs first: 0 or -ENOMEM. */
 int translator_set_lockstep(struct translator *t);
 /* Guest code may have changed unseen: what the machine's processors have for one another goes. None runs. */
@@ -424,6 +436,8 @@ const struct xtlb_entry *caches_enter_page(struct translator *t, uint64_t linear
                                            const struct mmu_tlb_entry *entry);
 /* Translated code at `rip` may be reached by links of a code view that compare its page's key. */
 void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
+/* The same for a block that is about to run, without raising: what it leaves on the stack of returns goes with its page. */
+void caches_note_running(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
 /* Indirect transfers to `rip` go to `host` (executable view); caches_enter_code() was called. */
 void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host);
 void caches_forget_spaces(struct translator *t); /* what was put aside for other address spaces */
