@@ -7,7 +7,8 @@
  * window (translator.h) instead of the TLB, also single ones.
  *
  * Nothing in a group can be done half: the check has no effect that the guest could see but that of its own access
- * (translator_probe), and where it fails the interpreter does the rest of the block.
+ * (translator_probe; of one with a mask, which may leave all of it out, none), and where it fails the interpreter does the
+ * rest of the block.
  */
 #include "engines/translator/translation.h"
 
@@ -107,7 +108,8 @@ static void join_operand(struct translation *tr, struct merging *m, unsigned n, 
 	struct item *item = &tr->item[n];
 	const ZydisDecodedOperand *o = memory_operand(item);
 
-	if (tr->loop && item->kind == KIND_GENERIC && o && initial(m, o->mem.base) && initial(m, o->mem.index))
+	if (tr->loop && item->kind == KIND_GENERIC && !item->form->masked && o && initial(m, o->mem.base) &&
+	    initial(m, o->mem.index))
 		item->stream = 0; /* perhaps: find_streams() */
 	int base = base_of(item, o);
 
@@ -195,8 +197,7 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 	case KIND_JCC:
 		break;
 	case KIND_GENERIC:
-		/* What a mask leaves out may lie anywhere. */
-		if (item->form->memory_size && !item->form->masked)
+		if (item->form->memory_size)
 			join_operand(tr, m, n, item->form->memory_size, item->form->writes_memory);
 		/* fall through */
 	case KIND_SEGMENT_READ:

@@ -1103,9 +1103,15 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 		return site->range ? probe_two(t, site, linear) : 0;
 	if (site->first_size >= 16 && first % site->first_size && !translated_already(vcpu, first, access))
 		return 0;
-	uint8_t live = step_out(t);
-	struct mmu_tlb_entry *entry = mmu_entry(vcpu, first, access, NULL);
-	step_in(t, live);
+	struct mmu_tlb_entry *entry;
+	if (site->masked) {
+		entry = translated_already(vcpu, first, access);
+	} else {
+		uint8_t live = step_out(t);
+
+		entry = mmu_entry(vcpu, first, access, NULL);
+		step_in(t, live);
+	}
 	/* Written later in the block: not before a page fault, or the D bit, would be due. */
 	if (entry && site->write && !site->first_write)
 		entry = translated_already(vcpu, linear, MMU_WRITE);
