@@ -47,7 +47,7 @@ int code_arena_create(struct code_arena *arena, size_t size)
 	if (mremap((void *)arena->execute, 0, size, MREMAP_MAYMOVE | MREMAP_FIXED, arena->write) == MAP_FAILED ||
 	    mprotect(arena->write, size, PROT_READ | PROT_WRITE))
 		return fail(arena);
-	if (size >= HUGE_PAGE && !(arena->huge = huge_pages_create(arena->write, (void *)arena->execute, size))) {
+	if (size >= HUGE_PAGE && !(arena->huge = huge_pages_create(arena->write, size))) {
 		errno = ENOMEM;
 		return fail(arena);
 	}

@@ -3,8 +3,8 @@
  *
  * The kernel's setting for shared memory is usually "never"; MADV_COLLAPSE (Linux 6.1) asks for it explicitly. It copies a
  * piece and waits for other processors, so a thread of its own does it, which lives while there is something to do. Who
- * uses the piece meanwhile waits for the copy, about a millisecond; the contents stay. Where the kernel refuses, small
- * pages do.
+ * uses the piece meanwhile waits for the copy, about a millisecond, and so does who changes mappings of the process, a little
+ * longer; the contents stay. Where the kernel refuses, small pages do.
  */
 #pragma once
 
@@ -15,8 +15,8 @@
 
 struct huge_pages;
 
-/* Of the `size` bytes at `one`, which are the same as those at `other`; both at multiples of HUGE_PAGE. NULL: no memory. */
-struct huge_pages *huge_pages_create(uint8_t *one, uint8_t *other, size_t size);
+/* Of the `size` bytes of one view; both begin at multiples of HUGE_PAGE. NULL: no memory. */
+struct huge_pages *huge_pages_create(uint8_t *memory, size_t size);
 /* Waits as huge_pages_stop() does. */
 void huge_pages_destroy(struct huge_pages *huge);
 

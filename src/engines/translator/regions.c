@@ -6,7 +6,6 @@
  *	code    | region 0 | region 1 | ... |      a block's links, sites and records are in the same region as its code
  *	links   |     0    |     1    | ... |
  */
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -17,6 +16,7 @@
 #define CODE_SHARE     6
 #define LINKS_SHARE    3
 #define SITES_SHARE    3
+#define BLOCK_CODE     160         /* bytes; most have more */
 #define REGION_CODE    (64u << 10) /* about the least that a region is worth */
 #define GIVE_BACK_FROM (1u << 20)
 #define NEARLY_FULL    (256u << 10) /* a huge page that lacks no more than this */
@@ -28,6 +28,7 @@ static void begin(struct translator *t, unsigned n)
 
 	t->region_now = n;
 	t->arena.used = region->code;
+	t->xblock_count = region->xblocks;
 	t->link_count = region->links;
 	t->site_count = region->sites;
 	t->pointers_count = region->pointers;
@@ -47,18 +48,22 @@ int regions_create(struct translator *t, uint64_t share)
 	t->regions = count < 2 ? 2 : count > XREGIONS_MAX ? XREGIONS_MAX : count;
 	t->link_room = (uint32_t)(share / 32 * LINKS_SHARE / sizeof(*t->links));
 	t->site_room = (uint32_t)(share / 32 * SITES_SHARE / sizeof(*t->sites));
+	t->xblock_room = (uint32_t)(code / BLOCK_CODE);
 	t->pointers_room = t->link_room / 8 + 64;
 	t->range_room = t->site_room / 2;
+	t->xblocks = table_map(t->xblock_room * sizeof(*t->xblocks), false);
 	t->links = table_map(t->link_room * sizeof(*t->links), true);
 	t->sites = table_map(t->site_room * sizeof(*t->sites), true);
 	t->pointers = table_map(t->pointers_room * sizeof(*t->pointers), true);
 	t->ranges = table_map(t->range_room * sizeof(*t->ranges), true);
-	if (!t->links || !t->sites || !t->pointers || !t->ranges)
+	if (!t->xblocks || !t->links || !t->sites || !t->pointers || !t->ranges)
 		return -1;
 	for (unsigned n = 0; n < t->regions; n++)
 		t->region[n] = (struct xregion){
 		    .code = (start + n * (code / t->regions) + 63) & ~(size_t)63,
 		    .code_end = start + (n + 1) * (code / t->regions),
+		    .xblocks = n * (t->xblock_room / t->regions),
+		    .xblocks_end = (n + 1) * (t->xblock_room / t->regions),
 		    .links = n * (t->link_room / t->regions),
 		    .links_end = (n + 1) * (t->link_room / t->regions),
 		    .sites = n * (t->site_room / t->regions),
@@ -74,6 +79,7 @@ int regions_create(struct translator *t, uint64_t share)
 
 void regions_destroy(struct translator *t)
 {
+	table_unmap(t->xblocks, t->xblock_room * sizeof(*t->xblocks));
 	table_unmap(t->links, t->link_room * sizeof(*t->links));
 	table_unmap(t->sites, t->site_room * sizeof(*t->sites));
 	table_unmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
@@ -83,6 +89,7 @@ void regions_destroy(struct translator *t)
 struct translator_cursors cursors_of(const struct translator *t)
 {
 	return (struct translator_cursors){.used = t->arena.used,
+	                                   .xblocks = t->xblock_count,
 	                                   .links = t->link_count,
 	                                   .sites = t->site_count,
 	                                   .pointers = t->pointers_count,
@@ -92,6 +99,7 @@ struct translator_cursors cursors_of(const struct translator *t)
 void cursors_set(struct translator *t, const struct translator_cursors *cursors)
 {
 	t->arena.used = cursors->used;
+	t->xblock_count = cursors->xblocks;
 	t->link_count = cursors->links;
 	t->site_count = cursors->sites;
 	t->pointers_count = cursors->pointers;
@@ -110,14 +118,9 @@ void regions_add(struct translator *t, struct xblock *xblock)
 	code_arena_settle(&t->arena, t->arena.used + NEARLY_FULL);
 }
 
-static void free_blocks(struct xregion *region)
+struct xblock *regions_new_block(struct translator *t)
 {
-	while (region->blocks) {
-		struct xblock *next = region->blocks->next;
-
-		free(region->blocks);
-		region->blocks = next;
-	}
+	return t->xblock_count < t->region[t->region_now].xblocks_end ? &t->xblocks[t->xblock_count++] : NULL;
 }
 
 void regions_flush(struct translator *t)
@@ -126,11 +129,12 @@ void regions_flush(struct translator *t)
 	bool used = t->region_now > 0 || t->arena.used - t->region[0].code > GIVE_BACK_FROM;
 
 	for (unsigned n = 0; n < t->regions; n++) {
-		free_blocks(&t->region[n]);
+		t->region[n].blocks = NULL;
 		t->region[n].sites_used = 0;
 	}
 	if (used) { /* the host gets its memory back */
 		code_arena_give_back(&t->arena, t->region[0].code);
+		madvise(t->xblocks, t->xblock_room * sizeof(*t->xblocks), MADV_DONTNEED);
 		madvise(t->links, t->link_room * sizeof(*t->links), MADV_DONTNEED);
 		madvise(t->sites, t->site_room * sizeof(*t->sites), MADV_DONTNEED);
 		madvise(t->pointers, t->pointers_room * sizeof(*t->pointers), MADV_DONTNEED);
@@ -153,8 +157,8 @@ void regions_advance(struct translator *t)
 	}
 	for (uint32_t n = region->links; n < region->links + region->links_used; n++)
 		runtime_undo_link(t, &t->links[n]);
-	free_blocks(region);
 	returns_forget_all(t);
+	region->blocks = NULL;
 	caches_forget_spaces(t);
 	ranges_void(t);
 	region->sites_used = region->links_used = 0;

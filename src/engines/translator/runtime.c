@@ -1294,7 +1294,6 @@ void translator_destroy(struct translator *t)
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);
 	depot_remove_user(t->depot);
-	free(t->spare);
 	free(t->scratch);
 	table_unmap(t, sizeof(*t));
 }

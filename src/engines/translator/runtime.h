@@ -186,13 +186,14 @@ size_t regions_code_size(uint64_t share);
 int regions_create(struct translator *t, uint64_t share); /* behind the trampolines. 0, or -1 */
 void regions_destroy(struct translator *t);
 void regions_flush(struct translator *t);
-bool regions_empty(const struct translator *t); /* the one in use */
+bool regions_empty(const struct translator *t);         /* the one in use */
+struct xblock *regions_new_block(struct translator *t); /* NULL: no room */
 void regions_add(struct translator *t, struct xblock *xblock);
 
 /* How far the room is used: what was made since can be given back. */
 struct translator_cursors {
 	size_t used;
-	uint32_t links, sites, pointers, ranges;
+	uint32_t xblocks, links, sites, pointers, ranges;
 };
 struct translator_cursors cursors_of(const struct translator *t);
 void cursors_set(struct translator *t, const struct translator_cursors *cursors);

@@ -320,8 +320,8 @@ static bool has_room(const struct translator *t, const struct shared *s, size_t 
 {
 	const struct xregion *region = &t->region[t->region_now];
 
-	return start + s->size <= region->code_end && t->link_count + s->links <= region->links_end &&
-	       t->site_count + s->sites <= region->sites_end &&
+	return start + s->size <= region->code_end && t->xblock_count < region->xblocks_end &&
+	       t->link_count + s->links <= region->links_end && t->site_count + s->sites <= region->sites_end &&
 	       t->pointers_count + s->pointers <= region->pointers_end &&
 	       t->range_count + s->ranges <= region->ranges_end;
 }
@@ -423,8 +423,6 @@ static void take(struct translator *t, const struct shared *s, const struct part
 
 static struct xblock *take_for(struct translator *t, struct block *block, const struct depot_key *key, bool *full)
 {
-	if (!t->spare && !(t->spare = malloc(sizeof(*t->spare))))
-		return NULL;
 	const struct shared *s = depot_find(t->depot, key);
 	if (!s)
 		return NULL;
@@ -433,7 +431,7 @@ static struct xblock *take_for(struct translator *t, struct block *block, const 
 	divide(s, key->length, &p);
 	if (is_good(s, &p, block)) {
 		if (has_room(t, s, (t->arena.used + 15) & ~(size_t)15)) {
-			xblock = t->spare;
+			xblock = regions_new_block(t);
 			take(t, s, &p, block, key, xblock);
 		} else {
 			*full = !regions_empty(t);
@@ -442,7 +440,6 @@ static struct xblock *take_for(struct translator *t, struct block *block, const 
 	depot_done(t->depot, key);
 	if (!xblock)
 		return NULL;
-	t->spare = NULL;
 	t->counters.taken++;
 	if (t->plant)
 		t->plant((uint8_t *)xblock->code, xblock->size);
@@ -500,7 +497,6 @@ struct xblock *shared_retake(struct translator *t, struct xblock *made, const st
 	}
 	for (uint32_t n = c->links; n < end.links; n++)
 		memset(&t->links[n], 0, sizeof(t->links[n]));
-	free(made);
 	return xblock;
 }
 
@@ -539,8 +535,10 @@ static void repoint(uint8_t *code, size_t size, const void *from, const void *to
 {
 	uint8_t *end = code + size, *at = code;
 
-	while ((at = memmem(at, (size_t)(end - at), &from, sizeof(from))))
+	while ((at = memmem(at, (size_t)(end - at), &from, sizeof(from)))) {
 		memcpy(at, &to, sizeof(to));
+		at += sizeof(to);
+	}
 }
 
 static void report_difference(const struct translator *t, const struct xblock *xblock, const char *what)
@@ -591,7 +589,6 @@ struct xblock *shared_compare(struct translator *t, struct xblock *taken, const 
 			report_difference(t, own, "entries");
 		t->counters.compared++;
 	}
-	free(taken);
 	free(code);
 	return own;
 }

@@ -587,7 +587,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		trace_refusal(tr);
 		return NULL;
 	}
-	struct xblock *xblock = malloc(sizeof(*xblock));
+	struct xblock *xblock = regions_new_block(t);
 	uint8_t *code = t->arena.write + ((t->arena.used + 15) & ~(size_t)15);
 	uint8_t *end = t->arena.write + t->region[t->region_now].code_end;
 	if (!xblock) {
@@ -629,7 +629,6 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		cursors_set(t, &before);
 		*full = (tr->exhausted || (tr->e.full && tr->e.end == end)) && !regions_empty(t);
 		t->counters.failed += !*full;
-		free(xblock);
 		if (tr->rooted) { /* for this address */
 			block->rooted = true;
 			return translate_block(t, block, full);

@@ -218,7 +218,8 @@ struct xspace {
 struct xregion {
 	size_t code, code_end;
 	uint32_t links, links_used, links_end, sites, sites_used, sites_end, pointers, pointers_end, ranges, ranges_end;
-	struct xblock *blocks;
+	uint32_t xblocks, xblocks_end;
+	struct xblock *blocks; /* those that were made */
 };
 
 struct translation;
@@ -298,7 +299,6 @@ struct translator {
 	uint64_t release,
 	    undo; /* what an indirect transfer that left adds to RSP: when it goes on, when it is done again */
 	struct translation *scratch;
-	struct xblock *blocks; /* all, to be freed */
 	uint64_t string_value; /* between the two accesses of MOVS and CMPS */
 	uint64_t borrowed[3];  /* host registers that one instruction took */
 	/* string_routines.c: in use by a routine; the routines, by REP STOS, view, size, 32-bit code; room for more. */
@@ -342,6 +342,8 @@ struct translator {
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
+	struct xblock *xblocks;
+	uint32_t xblock_count;
 	struct xlink *links;
 	uint32_t link_count;
 	struct xsite *sites;
@@ -351,7 +353,7 @@ struct translator {
 	uint32_t range_count;
 	struct xregion region[XREGIONS_MAX]; /* the one in use begins where link_count and its like began */
 	unsigned regions, region_now;
-	uint32_t link_room, site_room, pointers_room, range_room; /* in all regions */
+	uint32_t xblock_room, link_room, site_room, pointers_room, range_room; /* in all regions */
 	uint64_t flushes;
 	unsigned heat; /* entries of a block before it is translated */
 	bool avx512, avx;
@@ -361,7 +363,6 @@ struct translator {
 	struct perf_map *perf_map;                 /* or NULL */
 	struct lockstep *lockstep;                 /* or NULL: debug/lockstep.h */
 	struct depot *depot;                       /* the machine's translations, or NULL; a user of it */
-	struct xblock *spare;                      /* for the next one that is taken from there */
 	bool retake;                               /* for tests: all translations go through it */
 	bool compare_taken;                        /* for tests: what is taken is compared with its own */
 	void (*plant)(uint8_t *code, size_t size); /* for tests: spoils the code of a block that was just translated */
