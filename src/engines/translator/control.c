@@ -197,8 +197,8 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 }
 
 /* An indirect transfer: target in S1 (where entries look for it), flags kept. `release`: bytes to add to RSP when it
- * succeeds (RET); `undo`: when the interpreter has to do it again (CALL). */
-void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo)
+ * succeeds (RET); `undo`: when the interpreter has to do it again (CALL). What is out of line is for who adds a way there. */
+struct pending *exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo)
 {
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
@@ -218,6 +218,7 @@ void exit_indirect(struct translation *tr, const struct insn *slot, int32_t rele
 	emit_op_indexed(e, false, 0xff, tr->paired ? 2 : 4, S2, xabs(&t->jump[tr->code_view]->host)); /* call, jmp */
 	if (tr->paired)
 		come_behind(tr);
+	return p;
 }
 
 /* To the return address that is in S1; flags are kept. */
@@ -251,20 +252,11 @@ static void emit_other_return(struct translation *tr, const struct pending *p)
 	emit_lea(e, RSP, RSP, 16);
 	emit_jump_to(e, p->resume);
 	emit_fix(e, none);
-	exit_indirect(tr, p->slot, p->release, 0);
-}
-
-static void emit_indirect_miss(struct translation *tr, const struct pending *p)
-{
-	struct translator *t = tr->t;
-	struct emitter *e = &tr->e;
-
-	emit_store(e, S1, xabs(&t->target));
-	emit_store_imm(e, true, xabs(&t->release), p->release);
-	emit_store_imm(e, true, xabs(&t->undo), p->undo);
-	emit_set_rip(tr, part_rip(tr, tr->now));
-	emit_set_argument(tr, p->slot);
-	emit_jump_to(e, t->exit_indirect);
+	struct pending *missed = exit_indirect(tr, p->slot, p->release, 0);
+	/* With attention: as if its target had not been found. */
+	emit_fix(e, p->more[0]);
+	emit_lea(e, RSP, RSP, 16);
+	missed->more[1] = emit_jump(e);
 }
 
 static void translate_push_return(struct translation *tr, const struct item *item)
@@ -555,14 +547,18 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_INDIRECT:
 		emit_fix(e, p.more[0]);
+		if (p.more[1])
+			emit_fix(e, p.more[1]);
 		emit_paired(tr, &p);
-		emit_indirect_miss(tr, &p);
+		emit_store(e, S1, xabs(&t->target));
+		emit_store_imm(e, true, xabs(&t->release), p.release);
+		emit_store_imm(e, true, xabs(&t->undo), p.undo);
+		emit_set_rip(tr, part_rip(tr, tr->now));
+		emit_set_argument(tr, p.slot);
+		emit_jump_to(e, t->exit_indirect);
 		break;
 	case PENDING_RETURN:
 		emit_other_return(tr, &p);
-		emit_fix(e, p.more[0]);
-		emit_lea(e, RSP, RSP, 16);
-		emit_indirect_miss(tr, &p);
 		break;
 	case PENDING_STRING:
 		emit_pending_string(tr, &p);

@@ -330,7 +330,7 @@ void translate_xlat(struct translation *tr, const struct item *item);
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
 void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
-void exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
+struct pending *exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
 void translate_terminal(struct translation *tr, const struct item *item);
 /* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
 bool direct(const struct translation *tr, uint64_t from, uint64_t target);
