@@ -167,14 +167,9 @@ static void note_page(struct translator *t, unsigned view, unsigned n)
 static void enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical,
                        const struct mmu_tlb_entry *entry)
 {
-	unsigned n = rip >> 12 & (XPAGE_SIZE - 1);
-
-	t->code_half[view][rip >> 63] = true;
-	t->code_large[view] |= !entry || mmu_entry_large(t->vcpu, entry);
-	t->code_global[view] |= !entry || mmu_entry_global(t->vcpu, entry);
-	t->code_not_global[view] |= !entry || !mmu_entry_global(t->vcpu, entry);
-	t->page_key[view][n] = xpage_key(rip, physical);
-	note_page(t, view, n);
+	caches_note_code(t, view, rip, physical, !entry || mmu_entry_large(t->vcpu, entry),
+	                 !entry || mmu_entry_global(t->vcpu, entry));
+	t->code_not_global[view] |= !entry;
 }
 
 void caches_enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical)

@@ -67,6 +67,23 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
 		                  xblock->block->second_page);
 }
 
+/* Of floating code the key is put together as xpage_key() does. */
+static void emit_floating_check(struct translation *tr)
+{
+	struct emitter *e = &tr->e;
+	uint64_t frame = tr->block->second_page >> MEMORY_PAGE_SHIFT;
+
+	emit_code_address(tr, S1, MEMORY_PAGE_SIZE);
+	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - 3);
+	emit_group1(e, false, 4, S2, (XPAGE_SIZE - 1) << 3); /* and */
+	emit_shift_imm(e, 5, S1, 21);                        /* shr, shl */
+	emit_shift_imm(e, 4, S1, 36);
+	emit_op_indexed(e, true, 0x33, S1, S2, xabs(tr->t->page_key[tr->code_view])); /* xor */
+	if (frame > INT32_MAX)
+		tr->failed = tr->rooted = true;
+	emit_group1(e, true, 7, S1, (int32_t)frame); /* cmp */
+}
+
 /*
  * At a block's beginning: leaves, to be looked for again, where the second page is another one. Another instruction may be
  * there then, so all flags are taken for live.
@@ -79,8 +96,12 @@ void emit_crossing_check(struct translation *tr)
 	if (!tr->block->crosses)
 		return;
 	flags_keep(tr, ALL_FLAGS);
-	emit_move_imm64(e, S1, xpage_key(next, tr->block->second_page));
-	emit_op_abs(e, true, 0x3b, S1, xabs(&tr->t->page_key[tr->code_view][next >> 12 & (XPAGE_SIZE - 1)]));
+	if (tr->floating) {
+		emit_floating_check(tr);
+	} else {
+		emit_move_imm64(e, S1, xpage_key(next, tr->block->second_page));
+		emit_op_abs(e, true, 0x3b, S1, xabs(&tr->t->page_key[tr->code_view][next >> 12 & (XPAGE_SIZE - 1)]));
+	}
 	tr->in_register = false;
 	/* Never made: it leads to whatever is here now. */
 	pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = new_link(tr, tr->rip, false);

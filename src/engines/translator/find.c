@@ -6,7 +6,9 @@
  *
  * Built without vector instructions: called with the guest's vector registers in the host's.
  */
+#include "debug/trace.h"
 #include "engines/translator/runtime.h"
+#include "x86/paging.h"
 
 #define KNOWN_SIZE (1u << XKNOWN_BITS)
 #define NO_PAGE    UINT64_MAX
@@ -49,13 +51,33 @@ void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, cons
 	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
 }
 
+/* The page's key, from the guest's tables where nothing is to be changed in them; NO_PAGE: not that simple. */
+static uint64_t look_page(struct translator *t, unsigned code_view, uint64_t rip)
+{
+	struct vcpu *vcpu = t->vcpu;
+	struct paging_result walk;
+
+	if (t->lockstep || vcpu->mmu.watching || trace_on(vcpu->trace, TRACE_MMU) ||
+	    !paging_look(vcpu, rip, vcpu->mmu.view, &walk) || !walk.executable ||
+	    !memory_is_ram(vcpu->memory, walk.physical))
+		return NO_PAGE;
+	vcpu->counters.page_walks++;
+	caches_note_code(t, code_view, rip, walk.physical, walk.page_size > MEMORY_PAGE_SIZE, walk.global);
+	return xpage_key(rip, walk.physical);
+}
+
 const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t rip)
 {
 	uint64_t key = t->page_key[code_view][rip >> 12 & (XPAGE_SIZE - 1)];
 
 	/* As xpage_key() makes it. */
-	if (key == NO_PAGE || key >> 36 != (rip >> 21 & 0xfffffff) || !cpu_canonical(rip))
+	if (!cpu_canonical(rip))
 		return NULL;
+	if (key == NO_PAGE || key >> 36 != (rip >> 21 & 0xfffffff)) {
+		key = look_page(t, code_view, rip);
+		if (key == NO_PAGE)
+			return NULL;
+	}
 	uint64_t physical = (key & 0xfffffffff) << 12 | (rip & PAGE_MASK);
 	const struct xknown *known = slot_of(t, physical);
 	if (known->key != key_of(physical, code_view) ||

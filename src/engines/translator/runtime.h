@@ -178,6 +178,21 @@ static inline void caches_put_entry(struct translator *t, unsigned view, bool wr
 		t->large_regions |= mmu_region_bit(tag);
 }
 
+/* Translated code of a page, whose properties these are, may be reached: see caches_enter_code(). */
+static inline void caches_note_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical, bool large,
+                                    bool global)
+{
+	unsigned n = rip >> 12 & (XPAGE_SIZE - 1);
+
+	t->code_half[view][rip >> 63] = true;
+	t->code_large[view] |= large;
+	t->code_global[view] |= global;
+	t->code_not_global[view] |= !global;
+	t->page_key[view][n] = xpage_key(rip, physical);
+	t->page_used[view][n / 64] |= 1ull << n % 64;
+	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
 /* The block is translated anew when it is entered next. */
 void runtime_translate_again(struct translator *t, struct block *block);
 

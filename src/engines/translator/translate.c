@@ -576,7 +576,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->view = t->vcpu->mmu.view;
 	tr->code32 = block->mode != MODE_64;
 	tr->loose = runtime_floats(t, block);
-	tr->floating = tr->loose && !block->rooted && !block->crosses;
+	tr->floating = tr->loose && !block->rooted;
 	tr->rip = tr->floating ? t->vcpu->state.rip & 0xfff : t->vcpu->state.rip;
 	tr->code_view = tr->view + (tr->code32 ? MMU_VIEWS : 0);
 	tr->decoder = tr->code32 ? &tr->decoder32 : &tr->own_decoder;
