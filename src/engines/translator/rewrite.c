@@ -300,7 +300,7 @@ static bool is_at(const ZydisDecodedOperand *o, const struct host_memory *memory
 
 /*
  * What was made is decoded again: the same operation on the registers that `map` says and on [base], and nothing else. Whatever a guest feeds us,
- * translated code touches no other register (host RSP is ring3's own) and no other memory.
+ * translated code touches no other register (host RSP is a stack of ours) and no other memory.
  */
 static bool verify(const ZydisDecoder *decoder, const uint8_t *code, size_t length, const ZydisDecodedInstruction *i,
                    const ZydisDecodedOperand *operands, const uint8_t map[16], const struct host_memory *memory)
