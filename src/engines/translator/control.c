@@ -447,6 +447,20 @@ void emit_checks(struct translation *tr)
 
 /* ---- out of line ---- */
 
+static void emit_indirect_miss(struct translation *tr, const struct pending *p)
+{
+	struct translator *t = tr->t;
+	struct xsite *site = new_site(tr, last_of_part(tr), 0, false);
+
+	if (p->release > UINT16_MAX) /* no compiler's RET */
+		tr->failed = true;
+	site->slot = p->slot;
+	site->release = (uint16_t)p->release;
+	site->undo = (uint8_t)p->undo;
+	emit_push_address(&tr->e, xabs(site));
+	emit_jump_to(&tr->e, tr->floating ? t->exit_indirect_floating : t->exit_indirect);
+}
+
 /* Where pending `n`, to the end of a link, goes: what is there already is made once. */
 static const uint8_t *link_stub(struct translation *tr, unsigned n)
 {
@@ -550,12 +564,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		if (p.more[1])
 			emit_fix(e, p.more[1]);
 		emit_paired(tr, &p);
-		emit_store(e, S1, xabs(&t->target));
-		emit_store_imm(e, true, xabs(&t->release), p.release);
-		emit_store_imm(e, true, xabs(&t->undo), p.undo);
-		emit_set_rip(tr, part_rip(tr, tr->now));
-		emit_set_argument(tr, p.slot);
-		emit_jump_to(e, t->exit_indirect);
+		emit_indirect_miss(tr, &p);
 		break;
 	case PENDING_RETURN:
 		emit_other_return(tr, &p);

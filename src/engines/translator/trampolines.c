@@ -475,10 +475,26 @@ static void emit_string(struct emitter *e, struct translator *t)
 	emit_jump_to(e, t->exit_slot);
 }
 
-/* An indirect transfer's target is looked for; if it is not found, to C. */
+/* Jumped to with the target in R9 and the site on the stack. The target is looked for; if it is not found, to C. */
 static void emit_indirect(struct emitter *e, struct translator *t)
 {
+	t->exit_indirect_floating = e->at;
+	emit_store(e, S1, xabs(&t->target));
+	emit_load(e, S1, xabs(&t->code_page));
+	uint8_t *page = emit_jump(e);
 	t->exit_indirect = e->at;
+	emit_store(e, S1, xabs(&t->target));
+	emit_op_reg(e, true, 0x31, S1, S1); /* xor */
+	emit_fix(e, page);
+	emit_pop(e, S2);
+	emit_op_base(e, true, 0x03, S1, S2, offsetof(struct xsite, rip)); /* add */
+	emit_store(e, S1, xabs(&t->vcpu->state.rip));
+	emit_op_base(e, true, 0x8b, S1, S2, offsetof(struct xsite, slot));
+	emit_store(e, S1, xabs(&t->exit_argument));
+	emit_load_short(e, 0xb7, S1, S2, offsetof(struct xsite, release));
+	emit_store(e, S1, xabs(&t->release));
+	emit_load_short(e, 0xb6, S1, S2, offsetof(struct xsite, undo));
+	emit_store(e, S1, xabs(&t->undo));
 	emit_changed(e, t, 0x89);
 	emit_leave_stack(e, t);
 	emit_move_imm64(e, RDI, (uintptr_t)t);

@@ -174,9 +174,16 @@ struct xsite {
 	/* Of a group's check (merge.c): where its first access, which is the instruction's, lies in the span. */
 	bool window : 1, first_write : 1;
 	uint8_t settle; /* as in struct xlink, behind the instruction */
-	uint8_t first_size;
+	union {
+		uint8_t first_size;
+		uint8_t undo; /* of an indirect transfer: as in struct translator, */
+	};
 	bool end_in_register; /* flags at `end` */
-	uint16_t end; /* from `host`: where it goes on when the interpreter has done the instruction after a miss */
+	union {
+		uint16_t
+		    end; /* from `host`: where it goes on when the interpreter has done the instruction after a miss */
+		uint16_t release; /* and this */
+	};
 	union {
 		struct {
 			uint16_t span, first_offset;
@@ -334,8 +341,8 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_fault, *exit_vector, *slow, *call_out,
-	    *sensitive, *string, *range_move, *warm; /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_indirect_floating, *exit_fault,
+	    *exit_vector, *slow, *call_out, *sensitive, *string, *range_move, *warm; /* trampolines, writable view */
 	/* The same by view and whether it is written. */
 	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
 	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];
