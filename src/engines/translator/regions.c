@@ -14,8 +14,8 @@
 
 /* How a processor's share of --code-cache is used here, in 32nds; the decoded blocks' part is in cache.c. */
 #define CODE_SHARE     6
-#define LINKS_SHARE    3
-#define SITES_SHARE    3
+#define LINKS_SHARE    4
+#define SITES_SHARE    4
 #define BLOCK_CODE     160         /* bytes; most have more */
 #define REGION_CODE    (64u << 10) /* about the least that a region is worth */
 #define GIVE_BACK_FROM (1u << 20)
