@@ -12,9 +12,9 @@
 #include <x86intrin.h>
 
 #define COUNT_FIRST   64u /* entries, before the time is taken */
-#define COUNT_ENTRIES 1024u
+#define COUNT_ENTRIES 4096u
 #define COUNT_QUICK   150u /* ticks of the TSC for an entry */
-#define COUNTS        8u   /* in vain, before it is given up */
+#define COUNTS        3u   /* in vain, before it is given up */
 #define COUNT_LENGTH  14   /* bytes of code */
 
 /* ---- at run time ---- */
