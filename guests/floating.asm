@@ -15,6 +15,16 @@ KINDS	equ 3
 ; Kind k is at pages 3k and 3k + 1 of each copy; so it is in physical memory, and at 3k + 2 another second page.
 %define PAGE(k, n) (PHYS + ((k) * 3 + (n)) * 4096)
 
+; Copy 3's second pages become number %1 of their kinds'.
+%macro SECOND_PAGES 1
+%assign k 0
+%rep KINDS
+	mov	qword [w_pt + 3 * 128 + k * 24 + 8], PAGE(k, %1) + ALL
+	invlpg	[AREA + 3 * STRIDE + (k * 3 + 1) * 4096]
+%assign k k + 1
+%endrep
+%endmacro
+
 section .bss
 	alignb	4096
 w_pt:	resb	4096
@@ -71,12 +81,7 @@ guest_main:
 	mov	r13d, -1
 	call	compare
 	; Copy 3 has other second pages.
-%assign k 0
-%rep KINDS
-	mov	qword [w_pt + 3 * 128 + k * 24 + 8], PAGE(k, 2) + ALL
-	invlpg	[AREA + 3 * STRIDE + (k * 3 + 1) * 4096]
-%assign k k + 1
-%endrep
+	SECOND_PAGES 2
 	call	run
 	mov	r13d, 3
 	call	compare
@@ -104,12 +109,7 @@ guest_main:
 	sub	dword [imm], 0x10000
 	call	run
 	call	compare
-%assign k 0
-%rep KINDS
-	mov	qword [w_pt + 3 * 128 + k * 24 + 8], PAGE(k, 1) + ALL
-	invlpg	[AREA + 3 * STRIDE + (k * 3 + 1) * 4096]
-%assign k k + 1
-%endrep
+	SECOND_PAGES 1
 	dec	r12d
 	jnz	.again
 	ret

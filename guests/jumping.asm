@@ -41,14 +41,8 @@ guest_main:
 	mov	qword [rdi], w_pt + ALL
 	mov	qword [rdi + 8], w_pt + 4096 + ALL
 	; A second address space, the same but for the area.
-	mov	rsi, pml4
-	mov	rdi, pml4_b
-	mov	ecx, 512
-	rep	movsq
-	mov	rsi, pdpt
-	mov	rdi, pdpt_b
-	mov	ecx, 512
-	rep	movsq
+	COPY_PAGES pml4, pml4_b
+	COPY_PAGES pdpt, pdpt_b
 	mov	qword [pml4_b], pdpt_b + ALL
 	mov	qword [pdpt_b + 8], pd_b + ALL
 	mov	qword [pd_b], w_pt_b + ALL

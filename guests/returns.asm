@@ -34,18 +34,9 @@ number:	dd	0
 section .text
 
 guest_main:
-	mov	rsi, pml4
-	mov	rdi, pml4_b
-	mov	ecx, 512
-	rep	movsq
-	mov	rsi, pdpt
-	mov	rdi, pdpt_b
-	mov	ecx, 512
-	rep	movsq
-	mov	rsi, pd
-	mov	rdi, pd_b
-	mov	ecx, 512 * 4
-	rep	movsq
+	COPY_PAGES pml4, pml4_b
+	COPY_PAGES pdpt, pdpt_b
+	COPY_PAGES pd, pd_b, 4
 	mov	qword [pml4_b], pdpt_b + ALL
 %assign i 0
 %rep 4

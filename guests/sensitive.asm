@@ -406,10 +406,7 @@ spaces:
 	mov	qword [s_pdpt], s_pd + ALL
 	mov	qword [s_pd], s_pt + ALL
 	mov	qword [s_pt], A + ALL
-	mov	rsi, pml4
-	mov	rdi, s_pml4
-	mov	ecx, 512
-	rep	movsq
+	COPY_PAGES pml4, s_pml4
 	mov	qword [s_pml4 + 8], s_pdpt2 + ALL
 	mov	qword [s_pdpt2], s_pd2 + ALL
 	mov	qword [s_pd2], s_pt2 + ALL

@@ -35,18 +35,9 @@ guest_main:
 	mov	cr0, rax
 	SET_CR	cr4, CR4_OSFXSR
 	mov	qword [pd + (AREA >> 21) * 8], w_pt + ALL
-	mov	rsi, pml4
-	mov	rdi, pml4_b
-	mov	ecx, 512
-	rep	movsq
-	mov	rsi, pdpt
-	mov	rdi, pdpt_b
-	mov	ecx, 512
-	rep	movsq
-	mov	rsi, pd
-	mov	rdi, pd_b
-	mov	ecx, 512
-	rep	movsq
+	COPY_PAGES pml4, pml4_b
+	COPY_PAGES pdpt, pdpt_b
+	COPY_PAGES pd, pd_b
 	mov	qword [pml4_b], pdpt_b + ALL
 	mov	qword [pdpt_b + 8], pd_b + ALL
 	mov	qword [pd_b], w_pt_b + ALL

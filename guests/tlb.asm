@@ -41,10 +41,7 @@ guest_main:
 	mov	qword [pml4 + 8], t_pdpt + ALL
 	mov	qword [t_pdpt], t_pd + ALL
 	mov	qword [t_pd], t_pt + ALL
-	mov	rsi, pml4
-	mov	rdi, pml4_2
-	mov	ecx, 512
-	rep	movsq
+	COPY_PAGES pml4, pml4_2
 	mov	qword [pml4_2 + 8], t_pdpt2 + ALL
 	mov	qword [t_pdpt2], t_pd2 + ALL
 	mov	qword [t_pd2], t_pt2 + ALL

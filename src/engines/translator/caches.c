@@ -158,12 +158,6 @@ void caches_empty_targets(struct translator *t)
 		t->space[n].pages = 0;
 }
 
-static void note_page(struct translator *t, unsigned view, unsigned n)
-{
-	t->page_used[view][n / 64] |= 1ull << n % 64;
-	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
-}
-
 static void enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical,
                        const struct mmu_tlb_entry *entry)
 {
@@ -345,7 +339,7 @@ static void put_back(struct translator *t, const struct xspace *space)
 		unsigned n = space->page[i].index, view = space->page[i].view;
 
 		t->page_key[view][n] = space->page[i].key;
-		note_page(t, view, n);
+		caches_note_key(t, view, n);
 		t->code_half[view][0] = t->code_half[view][1] = t->code_not_global[view] = true;
 	}
 }

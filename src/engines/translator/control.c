@@ -175,16 +175,15 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 		emit_byte(e, 5);
 		pend(tr, PENDING_POLL, emit_jump(e))->link = link;
 		emit_move(e, RCX, S1);
-	} else if (backward && tr->paired) {
-		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
-		tr->in_register = false;
-		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	} else if (backward) {
 		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 		tr->in_register = false;
-		link_jump(tr, link, emit_jump_if(e, CC_E));
-		pend(tr, PENDING_LINK, emit_jump(e))->link = link;
-		return;
+		if (!tr->paired) {
+			link_jump(tr, link, emit_jump_if(e, CC_E));
+			pend(tr, PENDING_LINK, emit_jump(e))->link = link;
+			return;
+		}
+		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
 	if (tr->paired) {
 		emit_byte(e, 0xe8); /* call */
@@ -461,25 +460,34 @@ static void emit_indirect_miss(struct translation *tr, const struct pending *p)
 	emit_jump_to(&tr->e, tr->floating ? t->exit_indirect_floating : t->exit_indirect);
 }
 
-/* Where pending `n`, to the end of a link, goes: what is there already is made once. */
+/* The stub of another way out by the link of pending `n`, which does the same: those of a link are close together. Or NULL. */
+static const uint8_t *stub_made(const struct translation *tr, unsigned n)
+{
+	const struct pending *p = &tr->pending[n];
+
+	for (unsigned back = 1; back <= 2 && back <= n; back++) {
+		const struct pending *q = p - back;
+
+		if ((q->kind == PENDING_STUB || q->kind == PENDING_LINK) && q->link == p->link && q->save == p->save &&
+		    q->shadow == p->shadow && q->paired == p->paired)
+			return q->resume;
+	}
+	return NULL;
+}
+
+/* Where pending `n`, to the end of a link, goes. */
 static const uint8_t *link_stub(struct translation *tr, unsigned n)
 {
 	struct emitter *e = &tr->e;
-	const struct pending *p = &tr->pending[n], *q = p;
-	const uint8_t *stub = e->at;
+	const struct pending *p = &tr->pending[n];
+	const uint8_t *stub = stub_made(tr, n);
 
-	do /* those of a link are close together */
-		q = q > tr->pending ? q - 1 : NULL;
-	while (q && p - q < 3 &&
-	       ((q->kind != PENDING_STUB && q->kind != PENDING_LINK) || q->link != p->link || q->save != p->save ||
-	        q->shadow != p->shadow || q->paired != p->paired));
-	if (q && p - q < 3) {
-		stub = q->resume;
+	if (stub) {
 		emit_fix_to(e, p->place, stub);
 	} else {
-		if (p->shadow) { /* flags are kept: a MOV */
+		stub = e->at;
+		if (p->shadow) /* flags are kept: a MOV */
 			emit_store_imm8(e, xabs(&tr->t->vcpu->state.interrupt_shadow), SHADOW_STI);
-		}
 		emit_paired(tr, p);
 		emit_push_address(e, xabs(p->link));
 		emit_jump_to(e, p->save ? tr->t->exit_link_flags : tr->t->exit_link);

@@ -12,6 +12,14 @@
 
 #define PAGE_MASK ((uint64_t)MEMORY_PAGE_SIZE - 1)
 
+bool fill_look(const struct translator *t, uint64_t linear, struct paging_result *walk)
+{
+	const struct vcpu *vcpu = t->vcpu;
+
+	return !t->lockstep && !vcpu->mmu.watching && !trace_on(vcpu->trace, TRACE_MMU) &&
+	       paging_look(vcpu, linear, vcpu->mmu.view, walk) && memory_is_ram(vcpu->memory, walk->physical);
+}
+
 /* False: not that simple. The page's entries are in the TLB then, and `*host` is where it is. */
 static bool enter_page(struct translator *t, uint64_t linear, bool write, uint64_t *host)
 {
@@ -19,12 +27,9 @@ static bool enter_page(struct translator *t, uint64_t linear, bool write, uint64
 	unsigned view = vcpu->mmu.view, n = linear >> 12 & (XTLB_ENTRIES - 1);
 	struct paging_result walk;
 
-	if (t->lockstep || vcpu->mmu.watching || trace_on(vcpu->trace, TRACE_MMU) ||
-	    !paging_look(vcpu, linear, view, &walk) || !(write ? walk.writable : walk.readable))
+	if (!fill_look(t, linear, &walk) || !(write ? walk.writable : walk.readable))
 		return false;
 	uint64_t page = walk.physical & ~PAGE_MASK;
-	if (!memory_is_ram(vcpu->memory, page))
-		return false;
 	bool writable = walk.writable && !atomic_load_explicit(&vcpu->memory->page_flags[page >> MEMORY_PAGE_SHIFT],
 	                                                       memory_order_relaxed);
 	if (write && !writable)

@@ -6,7 +6,6 @@
  *
  * Built without vector instructions: called with the guest's vector registers in the host's.
  */
-#include "debug/trace.h"
 #include "engines/translator/runtime.h"
 #include "x86/paging.h"
 
@@ -54,14 +53,11 @@ void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, cons
 /* The page's key, from the guest's tables where nothing is to be changed in them; NO_PAGE: not that simple. */
 static uint64_t look_page(struct translator *t, unsigned code_view, uint64_t rip)
 {
-	struct vcpu *vcpu = t->vcpu;
 	struct paging_result walk;
 
-	if (t->lockstep || vcpu->mmu.watching || trace_on(vcpu->trace, TRACE_MMU) ||
-	    !paging_look(vcpu, rip, vcpu->mmu.view, &walk) || !walk.executable ||
-	    !memory_is_ram(vcpu->memory, walk.physical))
+	if (!fill_look(t, rip, &walk) || !walk.executable)
 		return NO_PAGE;
-	vcpu->counters.page_walks++;
+	t->vcpu->counters.page_walks++;
 	caches_note_code(t, code_view, rip, walk.physical, walk.page_size > MEMORY_PAGE_SIZE, walk.global);
 	return xpage_key(rip, walk.physical);
 }
@@ -70,9 +66,9 @@ const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t ri
 {
 	uint64_t key = t->page_key[code_view][rip >> 12 & (XPAGE_SIZE - 1)];
 
-	/* As xpage_key() makes it. */
 	if (!cpu_canonical(rip))
 		return NULL;
+	/* As xpage_key() makes it. */
 	if (key == NO_PAGE || key >> 36 != (rip >> 21 & 0xfffffff)) {
 		key = look_page(t, code_view, rip);
 		if (key == NO_PAGE)

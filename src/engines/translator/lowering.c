@@ -147,11 +147,16 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 	              o->mem.index == ZYDIS_REGISTER_NONE ? 0 : shift[o->mem.scale], (int32_t)disp);
 }
 
+void emit_tlb_offset(struct emitter *e, unsigned to, unsigned from)
+{
+	emit_rorx(e, to, from, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
+	emit_group1(e, false, 4, to, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+}
+
 uint8_t *emit_look_up(struct emitter *e, uint32_t tags, unsigned span)
 {
-	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
-	emit_op_indexed(e, true, 0x33, S1, S2, tags);                   /* xor */
+	emit_tlb_offset(e, S2, S1);
+	emit_op_indexed(e, true, 0x33, S1, S2, tags); /* xor */
 	emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
 	return emit_jump_if(e, CC_A);
 }
@@ -177,7 +182,6 @@ void lower_check(struct translation *tr, const struct item *item, unsigned size,
 	tr->in_register = false;
 	struct pending *p = pend(tr, PENDING_SLOW, miss);
 	p->resume = e->at;
-	p->tag = tag;
 	p->item = item;
 	p->site = new_site(tr, item, size, write);
 }
@@ -298,7 +302,6 @@ static struct host_memory lower_constant(struct translation *tr, const struct it
 	struct emitter *e = &tr->e;
 	uint64_t page = address & ~0xfffull;
 	const struct xtlb_entry *entry = &t->tlb[tr->view][address >> 12 & (XTLB_ENTRIES - 1)];
-
 	bool near = is_near(page);
 
 	flags_keep(tr, item->live_before);

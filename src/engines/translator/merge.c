@@ -385,7 +385,6 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	p->in_register = false;
 	p->in_memory = tr->in_memory;
 	p->resume = e->at;
-	p->tag = xabs(&entry->tag[g->write]);
 	p->site = new_site(tr, item, span, g->write);
 	p->site->window = g->window;
 	p->site->first_offset = (int16_t)(position - g->low);

@@ -132,7 +132,6 @@ void range_check(struct translation *tr, const struct item *item, struct xrange 
 	emit_op_abs(&tr->e, true, 0x03, S1, xabs(&range->host)); /* add */
 	tr->in_register = p->in_register = false;
 	p->resume = tr->e.at;
-	p->tag = xabs(&tr->t->tlb[tr->view][0].tag[write]);
 	p->item = item;
 	p->site = new_site(tr, item, size, write);
 	p->site->range = xabs(range);
@@ -173,8 +172,7 @@ static void emit_miss(struct emitter *e, struct translator *t, unsigned view, bo
 	emit_op_base(e, true, 0x03, S1, S2, offsetof(struct xrange, start)); /* add: the linear address again */
 	emit_store(e, S1, xabs(&t->range_linear));
 	emit_store(e, S2, xabs(&t->exit_argument));
-	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_tlb_offset(e, S2, S1);
 	emit_op_indexed(e, true, 0x33, S1, S2, tag);
 	emit_store(e, RAX, xabs(&t->range_saved));
 	emit_load(e, RAX, xabs(&t->exit_argument));

@@ -64,6 +64,9 @@ uint64_t translator_find(struct translator *t);
  */
 uint64_t translator_fill(struct translator *t, uint64_t linear);
 uint64_t translator_fill_group(struct translator *t, uint64_t linear);
+/* Where a page of the current view is: RAM, by the guest's tables as they stand. False: not that simple. */
+struct paging_result;
+bool fill_look(const struct translator *t, uint64_t linear, struct paging_result *walk);
 
 /* crossing.c: instructions that cross into another page; the others' blocks are left alone. */
 bool crossing_possible(const struct translator *t, const struct block *block);
@@ -178,6 +181,13 @@ static inline void caches_put_entry(struct translator *t, unsigned view, bool wr
 		t->large_regions |= mmu_region_bit(tag);
 }
 
+/* page_key[view][n] is in use. */
+static inline void caches_note_key(struct translator *t, unsigned view, unsigned n)
+{
+	t->page_used[view][n / 64] |= 1ull << n % 64;
+	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
 /* Translated code of a page, whose properties these are, may be reached: see caches_enter_code(). */
 static inline void caches_note_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical, bool large,
                                     bool global)
@@ -189,8 +199,7 @@ static inline void caches_note_code(struct translator *t, unsigned view, uint64_
 	t->code_global[view] |= global;
 	t->code_not_global[view] |= !global;
 	t->page_key[view][n] = xpage_key(rip, physical);
-	t->page_used[view][n / 64] |= 1ull << n % 64;
-	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
+	caches_note_key(t, view, n);
 }
 
 /* The block is translated anew when it is entered next. */

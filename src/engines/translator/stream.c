@@ -110,7 +110,6 @@ struct host_memory stream_operand(struct translation *tr, const struct item *ite
 	emit_op_abs(e, true, 0x03, S1, xabs(&t->stream[n].delta)); /* add */
 	tr->in_register = p->in_register = false;
 	p->resume = e->at;
-	p->tag = xabs(&t->tlb[tr->view][0].tag[write]);
 	p->item = item;
 	p->stream = n;
 	p->site = new_site(tr, item, size, write);
@@ -130,17 +129,18 @@ static uint8_t *emit_set(struct translation *tr, const struct pending *p, int32_
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	struct xstream *s = &t->stream[p->stream];
-	bool falls = tr->stream_falls[p->stream];
+	const struct xtlb_entry *entry = t->tlb[tr->view];
+	bool falls = tr->stream_falls[p->stream], write = p->site->write;
 
 	emit_void(tr, p->stream);
-	uint8_t *miss = emit_look_up(e, p->tag, span);
-	emit_op_indexed(e, true, 0x8b, S1, S2, p->tag); /* the page's address */
+	uint8_t *miss = emit_look_up(e, xabs(&entry->tag[write]), span);
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&entry->tag[write])); /* the page's address */
 	emit_lea(e, S1, S1, falls ? -disp - 1 : (int32_t)(MEMORY_PAGE_SIZE + 1 - span) - disp);
 	emit_group1(e, true, 7, S1, falls ? STRIDE_MAX : -STRIDE_MAX);
 	uint8_t *edge = emit_jump_if(e, falls ? CC_B : CC_AE);
 	emit_store(e, S1, xabs(falls ? &s->below : &s->above));
 	emit_fix(e, edge);
-	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[tr->view][0].delta[p->site->write]));
+	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&entry->delta[write]));
 	emit_store(e, S1, xabs(&s->delta));
 	return miss;
 }

@@ -313,8 +313,7 @@ static void emit_page(struct routine *r, unsigned reg, bool write, unsigned offs
 	struct emitter *e = &r->e;
 	const struct xtlb_entry *first = &r->t->tlb[r->view][0];
 
-	emit_rorx(e, host, reg, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
-	emit_group1(e, false, 4, host, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_tlb_offset(e, host, reg);
 	emit_op_base(e, true, 0x8b, offset, host, (int32_t)xabs(&first->tag[write]));
 	emit_op_reg(e, true, 0x31, reg, offset); /* xor */
 	emit_op_base(e, true, 0x8b, host, host, (int32_t)xabs(&first->delta[write]));

@@ -375,8 +375,7 @@ static void emit_window(struct emitter *e, struct translator *t, unsigned view)
 
 	t->window_move[view] = e->at;
 	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[view].tag)); /* xor */
-	emit_rorx(e, S2, S1, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT); /* and */
+	emit_tlb_offset(e, S2, S1);
 	emit_op_indexed(e, true, 0x33, S1, S2, tag);
 	emit_push(e, RAX);
 	emit_op_base(e, true, 0x8b, RAX, RSP, 16);

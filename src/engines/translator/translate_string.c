@@ -85,8 +85,7 @@ static uint8_t *emit_host_address(struct translation *tr, unsigned reg, unsigned
 	static const uint8_t shift[] = {0, 0, 1, 0, 2, 0, 0, 0, 3};
 
 	emit_store(e, reg, gpr_abs(tr, reg));
-	emit_rorx(e, S2, reg, MEMORY_PAGE_SHIFT - XTLB_SHIFT);
-	emit_group1(e, false, 4, S2, (XTLB_ENTRIES - 1) << XTLB_SHIFT);
+	emit_tlb_offset(e, S2, reg);
 	emit_op_indexed(e, true, 0x33, reg, S2, xabs(&t->tlb[tr->view][0].tag[0])); /* xor */
 	emit_lea_full(e, true, false, S1, reg, RCX, shift[size], 0);
 	emit_group1(e, true, 7, S1, MEMORY_PAGE_SIZE);

@@ -141,7 +141,6 @@ struct pending {
 	int32_t disp;
 	int32_t release, undo;       /* of PENDING_INDIRECT */
 	bool paired;                 /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
-	uint32_t tag;                /* of PENDING_SLOW: address of the tags */
 	uint64_t target;             /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */
 	bool save;
@@ -248,6 +247,8 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place);
 struct xsite *new_site(struct translation *tr, const struct item *item, unsigned size, bool write);
 void lower_effective(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned to,
                      bool wide);
+/* Register `to` becomes the offset, in a view's TLB, of the entry of linear address `from`. Destroys EFLAGS. */
+void emit_tlb_offset(struct emitter *e, unsigned to, unsigned from);
 /*
  * Looks for the TLB entry of linear address S1 among `tags`. S1 becomes the offset in the page, S2 the entry's; the jump
  * returned is taken where `span` bytes from there are not in one page that has an entry: then S1 XOR [S2 + tags] is the
