@@ -512,6 +512,7 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	emit_fix(e, p.place);
 	switch (p.kind) {
 	case PENDING_SLOW:
+	case PENDING_SLOW_BASE:
 	case PENDING_CONSTANT:
 	case PENDING_RANGE:
 		emit_access_miss(tr, &p);

@@ -235,6 +235,11 @@ void emit_access_miss(struct translation *tr, const struct pending *p)
 	} else {
 		emit_slow(tr, p, (p->range ? t->range_miss : t->slow_xored)[tr->view][p->site->write]);
 	}
+	if (p->kind == PENDING_SLOW_BASE) {             /* the difference is wanted */
+		emit_op_reg(e, true, 0x29, p->reg, S1); /* sub */
+		if (p->disp)
+			emit_lea(e, S1, S1, -p->disp);
+	}
 	emit_jump_to(e, p->resume);
 }
 
@@ -354,6 +359,54 @@ void lower_memory(struct translation *tr, const struct item *item, const ZydisDe
 	lower_access(tr, item, o, size, write);
 }
 
+static bool lies_in_memory(ZydisRegister reg)
+{
+	return reg != ZYDIS_REGISTER_NONE && ZydisRegisterGetId(reg) >= R9 && ZydisRegisterGetId(reg) <= R11;
+}
+
+/* Can it be computed again behind the check, or the access add it up? */
+static bool is_cheap(const struct translation *tr, const struct item *item, const ZydisDecodedOperand *o)
+{
+	return !tr->code32 && item->i.address_width == 64 && o->mem.segment != ZYDIS_REGISTER_FS &&
+	       o->mem.segment != ZYDIS_REGISTER_GS && o->mem.base != ZYDIS_REGISTER_RIP &&
+	       (o->mem.base != ZYDIS_REGISTER_NONE || o->mem.index != ZYDIS_REGISTER_NONE) &&
+	       !lies_in_memory(o->mem.base) && !lies_in_memory(o->mem.index) && o->mem.disp.value != INT32_MIN &&
+	       !range_possible(tr, (unsigned)(item - tr->item));
+}
+
+/*
+ * An operand whose registers keep its address. What the check leaves in S1 need not become the address again, which the
+ * access would wait for: with a base alone the access adds the difference, else the address is computed once more.
+ */
+static struct host_memory lower_cheap(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,
+                                      unsigned size, bool write)
+{
+	struct emitter *e = &tr->e;
+	const struct xtlb_entry *entry = tr->t->tlb[tr->view];
+	int32_t disp = o->mem.disp.has_displacement ? (int32_t)o->mem.disp.value : 0;
+	unsigned base = (unsigned)ZydisRegisterGetId(o->mem.base);
+	bool alone = o->mem.index == ZYDIS_REGISTER_NONE;
+
+	flags_keep(tr, item->live_before);
+	lower_effective(tr, item, o, S1, true);
+	struct pending *p = pend(tr, PENDING_SLOW, emit_look_up(e, xabs(&entry->tag[write]), size));
+	tr->in_register = p->in_register = false;
+	p->item = item;
+	p->site = new_site(tr, item, size, write);
+	if (alone) {
+		p->kind = PENDING_SLOW_BASE;
+		p->reg = (uint8_t)(base == RSP ? GUEST_RSP : base);
+		p->disp = disp;
+		emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&entry->delta[write])); /* mov */
+		p->resume = e->at;
+		return (struct host_memory){.base = p->reg, .index = S1, .disp = disp};
+	}
+	lower_effective(tr, item, o, S1, true);
+	emit_op_indexed(e, true, 0x03, S1, S2, xabs(&entry->delta[write])); /* add */
+	p->resume = e->at;
+	return (struct host_memory){.base = S1, .index = NO_REGISTER};
+}
+
 struct host_memory lower_operand(struct translation *tr, const struct item *item, const ZydisDecodedOperand *o,
                                  unsigned size, bool write)
 {
@@ -374,6 +427,8 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 		if ((address & 0xfff) + size <= MEMORY_PAGE_SIZE)
 			return lower_constant(tr, item, address, size, write);
 	}
+	if (is_cheap(tr, item, o))
+		return lower_cheap(tr, item, o, size, write);
 	lower_memory(tr, item, o, size, write);
 	return (struct host_memory){.base = S1, .index = NO_REGISTER};
 }

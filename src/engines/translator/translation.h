@@ -106,6 +106,7 @@ struct group {
 struct pending {
 	enum {
 		PENDING_SLOW,
+		PENDING_SLOW_BASE,
 		PENDING_TAKEN,
 		PENDING_LINK,
 		PENDING_STUB,
@@ -130,14 +131,14 @@ struct pending {
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
 	struct xsite *site;
-	const struct item *item; /* of PENDING_SLOW */
+	const struct item *item; /* of PENDING_SLOW and PENDING_SLOW_BASE */
 	struct xlink *link;
 	const struct insn *slot;
 	unsigned part;                    /* where it was jumped from */
 	unsigned view, code_view;         /* of the translation, where it was jumped from */
 	const struct xpointers *pointers; /* of the translation, where it was jumped from */
 	struct xrange *range;             /* of PENDING_RANGE and _RANGE_GROUP */
-	uint8_t stream, reg;              /* of PENDING_STREAM; reg: of PENDING_TARGET */
+	uint8_t stream, reg;              /* of PENDING_STREAM; reg: of PENDING_TARGET and PENDING_SLOW_BASE */
 	int32_t disp;
 	int32_t release, undo;       /* of PENDING_INDIRECT */
 	bool paired;                 /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
