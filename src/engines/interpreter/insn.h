@@ -84,13 +84,13 @@ struct block {
 	uint16_t count;             /* instructions */
 	/* An instruction that crosses into another page stands alone in its block, which is not chained. */
 	bool crosses;
-	bool rooted;          /* the translator's: it cannot float */
-	bool apart;           /* the translator's: its accesses shall not share checks, too many of those failed */
-	bool hot;             /* the translator's: its first entries came quickly one after the other */
-	bool extended;        /* the translator's: its translation went on in another block */
-	bool joined;          /* the translator's: it was translated again when it was seen to be hot */
-	bool open;            /* the last instruction is not terminal: a slot that ends the block follows it */
-	uint64_t scattered;   /* the translator's: instructions whose accesses jump about, bit n: of number n */
+	bool rooted;        /* the translator's: it cannot float */
+	bool hot;           /* the translator's: its first entries came quickly one after the other */
+	bool extended;      /* the translator's: its translation went on in another block */
+	bool joined;        /* the translator's: it was translated again when it was seen to be hot */
+	bool open;          /* the last instruction is not terminal: a slot that ends the block follows it */
+	uint64_t scattered; /* the translator's: instructions whose accesses jump about, bit n: of number n */
+	uint64_t apart; /* the same: those that shall not begin a group of accesses, whose checks failed too often */
 	uint64_t second_page; /* all ones: the block ends with bytes that are no instruction */
 	uint32_t second_generation;
 	const uint8_t *bytes; /* what was decoded */

@@ -53,7 +53,7 @@ static void drop_entry(struct translator *t, unsigned view, unsigned write, uint
 static void empty_windows(struct translator *t)
 {
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		t->window[view].tag = NO_TARGET(0);
+		t->window[view] = (struct xwindow){0};
 	/* The differences stay: a loop that made aliases meanwhile (range.c) may go on with one that it has checked. */
 	for (unsigned n = 0; n < XSTREAMS; n++) {
 		t->stream[n].above = 0;

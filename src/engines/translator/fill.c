@@ -66,7 +66,7 @@ uint64_t translator_fill_group(struct translator *t, uint64_t linear)
 	    !enter_page(t, linear, site->write, &host))
 		return 0;
 	if (site->window)
-		t->window[t->vcpu->mmu.view] = (struct xwindow){.tag = page, .delta = host - page};
+		window_set(&t->window[t->vcpu->mmu.view], page, 1, host - page);
 	if (site->range)
 		range_set(t, (struct xrange *)(uintptr_t)site->range, page, 1, host - page);
 	return host - page;

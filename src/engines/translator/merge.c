@@ -16,6 +16,7 @@
 #define STACK_MAX   512
 #define STREAM_SPAN 64
 #define NONE        NO_GROUP
+#define BROKEN      0xfe /* accesses at this value stay alone */
 #define FAR         (1 << 30)
 
 struct value {
@@ -52,8 +53,8 @@ static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsig
 	struct value v = m->value[reg];
 	int64_t low = v.offset + displacement, high = low + size;
 
-	if (v.id == 255 || (reg >= R9 && reg <= R11) || low != (int32_t)low || displacement >= FAR ||
-	    displacement <= -FAR)
+	if (v.id == 255 || m->open[v.id] == BROKEN || (reg >= R9 && reg <= R11) || low != (int32_t)low ||
+	    displacement >= FAR || displacement <= -FAR)
 		return NONE;
 	*position = low;
 	if (m->open[v.id] != NONE) {
@@ -69,8 +70,8 @@ static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsig
 			return m->open[v.id];
 		}
 	}
-	if (tr->group_count == GROUPS_MAX) {
-		m->open[v.id] = NONE;
+	if (tr->group_count == GROUPS_MAX || (tr->block->apart >> n & 1)) {
+		m->open[v.id] = tr->group_count == GROUPS_MAX ? NONE : BROKEN;
 		return NONE;
 	}
 	m->open[v.id] = (uint8_t)tr->group_count;
@@ -306,7 +307,7 @@ void find_groups(struct translation *tr)
 	}
 	tr->stream_count = 0;
 	tr->loop = !tr->code32 && !tr->block->apart && is_loop(tr);
-	if (tr->code32 || tr->block->apart)
+	if (tr->code32)
 		return;
 	forget_all(&m);
 	for (unsigned n = 0; n < tr->count; n++)
@@ -350,6 +351,21 @@ void groups_before(struct translation *tr, const struct item *item)
 		tr->delta_in_s1 = NONE;
 }
 
+/* Which of a window's `fits` is for groups of `span` bytes. */
+static unsigned window_class(unsigned span)
+{
+	unsigned n = 0;
+
+	while (WINDOW_LEAST << n < span)
+		n++;
+	return n;
+}
+
+static unsigned window_slack(unsigned span)
+{
+	return (WINDOW_LEAST << window_class(span)) - span;
+}
+
 /* The check, by the first access of the group: reg + displacement. The difference is in S1 afterwards. */
 static void group_check(struct translation *tr, const struct item *item, struct group *g, unsigned reg,
                         int32_t displacement, int64_t position, unsigned size, bool write)
@@ -365,17 +381,18 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	/* A stream knows one page: a wide group is often on two. */
 	if (!g->window && (g->stream == NO_STREAM || span > STREAM_SPAN))
 		g->range = new_range(tr, item, span, g->write);
+	unsigned slack = g->window ? window_slack(span) : 0;
 	if (g->stream == NO_STREAM && !g->range)
-		emit_lea(e, S1, reg, lowest);
+		emit_lea(e, S1, reg, lowest - (int32_t)slack);
 	if (g->range) {
 		p = range_group_check(tr, g->range, reg, lowest);
 	} else if (g->stream != NO_STREAM) {
 		p = stream_check(tr, g->stream, reg);
 		p->disp = lowest;
 	} else if (g->window) {
-		emit_op_abs(e, true, 0x33, S1, xabs(&t->window[tr->view].tag)); /* xor */
-		emit_group1(e, true, 7, S1, (int32_t)(MEMORY_PAGE_SIZE - span));
-		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_A));
+		emit_op_abs(e, true, 0x2b, S1, xabs(&t->window[tr->view].start));                    /* sub */
+		emit_op_abs(e, true, 0x3b, S1, xabs(&t->window[tr->view].fits[window_class(span)])); /* cmp */
+		p = pend(tr, PENDING_WINDOW, emit_jump_if(e, CC_AE));
 		emit_load(e, S1, xabs(&t->window[tr->view].delta));
 	} else {
 		p = pend(tr, PENDING_GROUP, emit_look_up(e, xabs(&entry->tag[g->write]), span));
@@ -387,6 +404,8 @@ static void group_check(struct translation *tr, const struct item *item, struct 
 	p->resume = e->at;
 	p->site = new_site(tr, item, span, g->write);
 	p->site->window = g->window;
+	p->site->slack = (uint8_t)slack;
+	p->site->item = (uint8_t)(item - tr->item);
 	p->site->first_offset = (int16_t)(position - g->low);
 	p->site->first_size = (uint8_t)(size > 64 ? 64 : size);
 	p->site->first_write = write;

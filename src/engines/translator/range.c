@@ -37,23 +37,31 @@ void ranges_void(struct translator *t)
 	t->ranges_filled = NULL;
 }
 
-void range_set_run(struct translator *t, struct xrange *range, uint64_t page)
+struct xrun find_run(const struct translator *t, uint64_t page, bool write)
 {
-	const struct xtlb_entry *entry = runtime_entered(t, page, range->write);
+	const struct xtlb_entry *entry = runtime_entered(t, page, write);
 	uint64_t pages = 1;
 
 	if (!entry)
-		return;
-	const uint64_t delta = entry->delta[range->write];
-	while (pages < RUN_MAX && (entry = runtime_entered(t, page - MEMORY_PAGE_SIZE, range->write)) &&
-	       entry->delta[range->write] == delta) {
+		return (struct xrun){0};
+	const uint64_t delta = entry->delta[write];
+	while (pages < RUN_MAX && (entry = runtime_entered(t, page - MEMORY_PAGE_SIZE, write)) &&
+	       entry->delta[write] == delta) {
 		page -= MEMORY_PAGE_SIZE;
 		pages++;
 	}
-	while (pages < RUN_MAX && (entry = runtime_entered(t, page + pages * MEMORY_PAGE_SIZE, range->write)) &&
-	       entry->delta[range->write] == delta)
+	while (pages < RUN_MAX && (entry = runtime_entered(t, page + pages * MEMORY_PAGE_SIZE, write)) &&
+	       entry->delta[write] == delta)
 		pages++;
-	range_set(t, range, page, pages, delta);
+	return (struct xrun){.page = page, .pages = pages, .delta = delta};
+}
+
+void range_set_run(struct translator *t, struct xrange *range, uint64_t page)
+{
+	struct xrun run = find_run(t, page, range->write);
+
+	if (run.pages)
+		range_set(t, range, run.page, run.pages, run.delta);
 }
 
 /*

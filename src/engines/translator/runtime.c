@@ -1066,6 +1066,15 @@ void runtime_translate_again(struct translator *t, struct block *block)
 	slot->run = translator_heat;
 }
 
+/* Into the TLB, if the interpreter has written to it already. */
+static void enter_written(struct translator *t, uint64_t page)
+{
+	struct mmu_tlb_entry *entry = translated_already(t->vcpu, page, MMU_WRITE);
+
+	if (entry && !runtime_entered(t, page, true) && !page_watched(t, entry))
+		caches_enter_page(t, page, true, entry);
+}
+
 /* Page `page` and the next are known, and lie side by side in the host. */
 static const struct xtlb_entry *two_pages(const struct translator *t, uint64_t page, bool write)
 {
@@ -1075,19 +1084,29 @@ static const struct xtlb_entry *two_pages(const struct translator *t, uint64_t p
 	return low && high && low->delta[write] == high->delta[write] ? low : NULL;
 }
 
-/* Lies on two pages: one range if these lie side by side in the host; if that is wanted again and again, they shall. */
+/* Lies on two pages: a run of pages if these lie side by side in the host; if that is wanted again and again, they shall. */
 static uint64_t probe_two(struct translator *t, const struct xsite *site, uint64_t linear)
 {
 	uint64_t page = linear & ~(uint64_t)(MEMORY_PAGE_SIZE - 1);
-	const struct xtlb_entry *low = two_pages(t, page, site->write);
 
+	if (site->window) {
+		enter_written(t, page);
+		enter_written(t, page + MEMORY_PAGE_SIZE);
+	}
+	const struct xtlb_entry *low = two_pages(t, page, site->write);
 	if (!low && site->misses % ALIAS_MISSES == ALIAS_MISSES - 1 && aliases_make(t, page, site->write)) {
 		t->counters.aliased++;
 		low = two_pages(t, page, site->write);
 	}
 	if (!low)
 		return 0;
-	range_set_run(t, (struct xrange *)(uintptr_t)site->range, page);
+	if (site->window) {
+		struct xrun run = find_run(t, page, true);
+
+		window_set(&t->window[t->vcpu->mmu.view], run.page, run.pages, run.delta);
+	} else {
+		range_set_run(t, (struct xrange *)(uintptr_t)site->range, page);
+	}
 	return low->delta[site->write];
 }
 
@@ -1100,7 +1119,7 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 	if (!cpu_canonical(linear))
 		return 0;
 	if ((linear & (MEMORY_PAGE_SIZE - 1)) + site->span > MEMORY_PAGE_SIZE)
-		return site->range ? probe_two(t, site, linear) : 0;
+		return site->range || site->window ? probe_two(t, site, linear) : 0;
 	if (site->first_size >= 16 && first % site->first_size && !translated_already(vcpu, first, access))
 		return 0;
 	struct mmu_tlb_entry *entry;
@@ -1121,8 +1140,7 @@ static uint64_t probe(struct translator *t, struct xsite *site, uint64_t linear)
 	if (!own)
 		return 0;
 	if (site->window)
-		t->window[vcpu->mmu.view] =
-		    (struct xwindow){.tag = own->tag[site->write], .delta = own->delta[site->write]};
+		window_set(&t->window[vcpu->mmu.view], own->tag[site->write], 1, own->delta[site->write]);
 	if (site->range)
 		range_set(t, (struct xrange *)(uintptr_t)site->range, own->tag[site->write], 1,
 		          own->delta[site->write]);
@@ -1148,7 +1166,7 @@ uint64_t translator_probe(struct translator *t, uint64_t linear)
 		vcpu->executing = NULL;
 	} else if (++site->misses == GROUP_MISSES) {
 		t->counters.apart++;
-		site->block->apart = true;
+		site->block->apart |= 1ull << site->item;
 		runtime_translate_again(t, site->block);
 	}
 	return delta;

@@ -119,6 +119,18 @@ static inline void range_set(struct translator *t, struct xrange *range, uint64_
 	range->delta = delta;
 	range->length = range->first + (pages - 1) * MEMORY_PAGE_SIZE;
 }
+static inline void window_set(struct xwindow *window, uint64_t page, uint64_t pages, uint64_t delta)
+{
+	window->start = page;
+	window->delta = delta;
+	for (unsigned n = 0; n < sizeof(window->fits) / sizeof(window->fits[0]); n++)
+		window->fits[n] = pages * MEMORY_PAGE_SIZE - (WINDOW_LEAST << n) + 1;
+}
+struct xrun {
+	uint64_t page, pages, delta; /* pages 0: `page` is not in the TLB */
+};
+/* The pages around `page` in the TLB that its difference leads to as well. */
+struct xrun find_run(const struct translator *t, uint64_t page, bool write);
 /* Of the pages around `page` in the TLB those that its difference leads to as well. */
 void range_set_run(struct translator *t, struct xrange *range, uint64_t page);
 uint64_t translator_range_spent(struct translator *t, uint64_t range);

@@ -50,12 +50,12 @@ enum base {
 
 /* Followed by sites, links, pointers, ranges, places, the guest's code, and the code. */
 struct shared {
-	uint64_t scattered;
+	uint64_t scattered, apart;
 	uint32_t slots_hash, size; /* of the code */
 	uint16_t sites, links, pointers, ranges, places;
 	uint16_t entry_a, entry_b, entry_i, entry_av, entry_loop;
 	uint8_t vector;
-	bool x87, flagged, apart, hot;
+	bool x87, flagged, hot;
 	uint32_t instructions;
 };
 
@@ -312,7 +312,7 @@ bool shared_give(const struct translation *tr, const struct translator_cursors *
 /* Is it what this processor would make, or better? */
 static bool is_good(const struct shared *s, const struct parts *p, const struct block *block)
 {
-	return s->hot >= block->hot && s->apart >= block->apart && !(block->scattered & ~s->scattered) &&
+	return s->hot >= block->hot && !(block->apart & ~s->apart) && !(block->scattered & ~s->scattered) &&
 	       s->slots_hash == hash_slots(block) && memcmp(p->guest, block->bytes, block->length) == 0;
 }
 
@@ -513,10 +513,11 @@ static bool same_tables(const struct translator *t, const struct translator_curs
 		    a->write != b->write || a->flags_in_register != b->flags_in_register ||
 		    a->no_links != b->no_links || a->waits != b->waits || a->masked != b->masked ||
 		    a->floating != b->floating || a->string != b->string || a->pointers != b->pointers ||
-		    a->inside != b->inside || a->window != b->window || a->first_write != b->first_write ||
-		    a->settle != b->settle || a->end != b->end || a->end_in_register != b->end_in_register ||
-		    a->first_size != b->first_size || a->span != b->span || a->first_offset != b->first_offset ||
-		    a->range != b->range || a->block != b->block || a->slot != b->slot || a->rip != b->rip)
+		    a->inside != b->inside || a->window != b->window || a->slack != b->slack || a->item != b->item ||
+		    a->first_write != b->first_write || a->settle != b->settle || a->end != b->end ||
+		    a->end_in_register != b->end_in_register || a->first_size != b->first_size || a->span != b->span ||
+		    a->first_offset != b->first_offset || a->range != b->range || a->block != b->block ||
+		    a->slot != b->slot || a->rip != b->rip)
 			return false;
 	}
 	for (uint32_t n = 0; n < link_count; n++) {

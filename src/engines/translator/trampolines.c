@@ -366,19 +366,22 @@ static void emit_probe(struct emitter *e, struct translator *t)
 }
 
 /*
- * Called by a check that the window does not pass, with the address XOR the window's in R9 and the site on the stack. The
- * window is moved, if the TLB has the page.
+ * Called by a check that the window does not pass, with the address less the window's in R9 and the site on the stack. The
+ * window is moved, if the TLB has the page; not if it begins there, as only the bytes that were rounded up are outside then.
  */
 static void emit_window(struct emitter *e, struct translator *t, unsigned view)
 {
-	uint32_t tag = xabs(&t->tlb[view][0].tag[1]);
+	uint32_t tag = xabs(&t->tlb[view][0].tag[1]), delta = xabs(&t->tlb[view][0].delta[1]);
+	struct xwindow *window = &t->window[view];
 
 	t->window_move[view] = e->at;
-	emit_op_abs(e, true, 0x33, S1, xabs(&t->window[view].tag)); /* xor */
-	emit_tlb_offset(e, S2, S1);
-	emit_op_indexed(e, true, 0x33, S1, S2, tag);
 	emit_push(e, RAX);
 	emit_op_base(e, true, 0x8b, RAX, RSP, 16);
+	emit_load_short(e, 0xb6, S2, RAX, offsetof(struct xsite, slack));
+	emit_op_reg(e, true, 0x01, S2, S1); /* add */
+	emit_op_abs(e, true, 0x03, S1, xabs(&window->start));
+	emit_tlb_offset(e, S2, S1);
+	emit_op_indexed(e, true, 0x33, S1, S2, tag);
 	emit_load_short(e, 0xb7, RAX, RAX, offsetof(struct xsite, span));
 	emit_group1(e, true, 5, RAX, MEMORY_PAGE_SIZE); /* sub */
 	emit_op_reg(e, true, 0xf7, 3, RAX);             /* neg: the last offset that it may have */
@@ -386,9 +389,19 @@ static void emit_window(struct emitter *e, struct translator *t, unsigned view)
 	emit_pop(e, RAX);
 	uint8_t *miss = emit_jump_if(e, CC_A);
 	emit_op_indexed(e, true, 0x8b, S1, S2, tag);
-	emit_store(e, S1, xabs(&t->window[view].tag));
-	emit_op_indexed(e, true, 0x8b, S1, S2, xabs(&t->tlb[view][0].delta[1]));
-	emit_store(e, S1, xabs(&t->window[view].delta));
+	emit_op_abs(e, true, 0x3b, S1, xabs(&window->start)); /* cmp */
+	uint8_t *moves = emit_jump_if(e, CC_NE);
+	emit_op_indexed(e, true, 0x8b, S1, S2, delta);
+	emit_op_abs(e, true, 0x3b, S1, xabs(&window->delta)); /* cmp: it is not void */
+	uint8_t *stays = emit_jump_if(e, CC_E);
+	emit_op_indexed(e, true, 0x8b, S1, S2, tag);
+	emit_fix(e, moves);
+	emit_store(e, S1, xabs(&window->start));
+	emit_op_indexed(e, true, 0x8b, S1, S2, delta);
+	emit_store(e, S1, xabs(&window->delta));
+	for (unsigned n = 0; n < sizeof(window->fits) / sizeof(window->fits[0]); n++)
+		emit_store_imm(e, true, xabs(&window->fits[n]), (int32_t)(MEMORY_PAGE_SIZE - (WINDOW_LEAST << n) + 1));
+	emit_fix(e, stays);
 	emit_return_site(e);
 	emit_fix(e, miss);
 	emit_jump_to(e, t->probe_xored[view][1]);

@@ -195,6 +195,8 @@ struct xsite {
 		uint32_t since; /* of a count: when it began, or 0 */
 	};
 	uint16_t misses;
+	uint8_t slack; /* of a group in the window: by how many bytes it is rounded up */
+	uint8_t item;  /* of a group: number of its first instruction in the translation */
 	struct block *block;
 	const struct insn *slot;
 	uint64_t rip; /* of the block */
@@ -232,10 +234,16 @@ struct xregion {
 struct translation;
 struct aliases;
 
-/* The page that the stack was on last, writable and not watched: host minus linear addresses. */
+/*
+ * Where the stack was last: pages that are writable and not watched, and that one difference (host minus linear
+ * addresses) leads to the host. Groups are looked for rounded up to WINDOW_LEAST << n bytes, downwards, so that what ends
+ * where the window ends is in it: fits[n] is the number of places where those can begin. All 0: it is nowhere.
+ */
 struct xwindow {
-	uint64_t tag, delta;
-};
+	uint64_t start, delta;
+	uint64_t fits[6];
+} __attribute__((aligned(64)));
+#define WINDOW_LEAST 16u
 #define XDELTA_SLOTS 16
 
 /* How far a loop may go through memory on the page where it is, see stream.c. */

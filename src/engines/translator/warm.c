@@ -46,7 +46,7 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 		stop_counting(t, site);
 		t->counters.joined += !block->joined;
 		block->joined = block->hot = true;
-		block->apart = false; /* with ranges, groups may lie on two pages */
+		block->apart = 0; /* with ranges, groups may lie on two pages */
 		block->scattered = 0;
 		runtime_translate_again(t, block);
 	} else if (++site->misses == COUNTS) {
