@@ -516,6 +516,17 @@ static struct block *look_up(struct vcpu *vcpu, uint64_t linear, uint64_t physic
 	return NULL;
 }
 
+struct block *block_known(struct vcpu *vcpu, uint64_t physical)
+{
+	struct interpreter *interpreter = interpreter_of(vcpu);
+	struct block *block = interpreter->cache->hash[hash_of(physical, interpreter->mode)];
+
+	while (block && (block->physical != physical || block->mode != interpreter->mode ||
+	                 atomic_load(block->generation_now) != block->generation))
+		block = block->next;
+	return block;
+}
+
 /* Outside flat and 64-bit code the segment's limit may cut a block: then instruction by instruction. */
 static bool beyond_limit(struct vcpu *vcpu, const struct block *block)
 {

@@ -30,6 +30,8 @@ bool block_cache_rest(struct vcpu *vcpu, uint64_t now, uint64_t tsc);
  * NULL and state.rip exact. NULL: out of memory for a single block, which cannot happen.
  */
 struct block *block_find(struct vcpu *vcpu);
+/* The block at this physical address for interpreter->mode, if it was decoded and its page was not written since; or NULL. */
+struct block *block_known(struct vcpu *vcpu, uint64_t physical);
 /* A decoder of 16-, 32- or 64-bit code (MODE_SIZE) as a CPU of this model sees it (NULL: of no particular one). */
 void guest_decoder_init(ZydisDecoder *decoder, unsigned mode, const struct cpu_model *model);
 /* May transfers be linked to this block? */

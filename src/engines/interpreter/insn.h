@@ -88,6 +88,7 @@ struct block {
 	bool hot;           /* the translator's: its first entries came quickly one after the other */
 	bool extended;      /* the translator's: its translation went on in another block */
 	bool joined;        /* the translator's: it was translated again when it was seen to be hot */
+	uint8_t strayed;    /* the translator's: times that it was found to go on in pages that are others now */
 	bool open;          /* the last instruction is not terminal: a slot that ends the block follows it */
 	uint64_t scattered; /* the translator's: instructions whose accesses jump about, bit n: of number n */
 	uint64_t apart; /* the same: those that shall not begin a group of accesses, whose checks failed too often */

@@ -276,7 +276,8 @@ static uint8_t count_slots(const struct block *block, const struct item *item, u
 
 uint64_t branch_target(const struct translation *tr, const struct item *item)
 {
-	return (tr->rip + item->offset + item->i.length + item->operand[0].imm.value.u) & tr->rip_mask;
+	return (tr->rip + (uint64_t)(int64_t)item->offset + item->i.length + item->operand[0].imm.value.u) &
+	       tr->rip_mask;
 }
 
 bool in_page(const struct translation *tr, uint64_t target)
@@ -287,14 +288,16 @@ bool in_page(const struct translation *tr, uint64_t target)
 /* Looks at code from `target` on: see flags_wanted(). `settle` counts up to the last flag that is given a value. */
 static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *settle, uint32_t *seen)
 {
-	const uint8_t *page = memory_pointer(tr->t->vcpu->memory, tr->block->physical & ~0xfffull, MEMORY_PAGE_SIZE);
+	const struct block *there = calls_page_block(tr, target);
+	const uint8_t *page =
+	    there ? memory_pointer(tr->t->vcpu->memory, there->physical & ~0xfffull, MEMORY_PAGE_SIZE) : NULL;
 	unsigned at = target & 0xfff;
 	uint32_t wanted = 0, settled = 0;
 
 	*settle = 0;
 	*seen = 0;
 	/* Where no link leads (control.c), flags are whole. */
-	if (!in_page(tr, target) || !page || (tr->loose && !tr->floating))
+	if (!page || (tr->loose && (!tr->floating || !in_page(tr, target))))
 		return ALL_FLAGS;
 	for (uint8_t n = 0; n < 12; n++) {
 		ZydisDecodedInstruction i;
@@ -341,8 +344,10 @@ static uint32_t look_ahead(struct translation *tr, uint64_t target, uint8_t *set
 		case ZYDIS_CATEGORY_UNCOND_BR:
 			if (operand[0].type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
 				return wanted | (ALL_FLAGS & ~settled);
+			uint64_t was = target;
+
 			target = (target & ~0xfffull) + at + i.length + operand[0].imm.value.u;
-			if (!in_page(tr, target))
+			if ((was ^ target) & ~0xfffull)
 				return wanted | (ALL_FLAGS & ~settled);
 			at = target & 0xfff;
 			continue;
@@ -372,6 +377,11 @@ static unsigned ahead_of(struct translation *tr, uint64_t target)
 
 uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
 {
+	if (tr->head_known && target == tr->rip) {
+		if (settle)
+			*settle = tr->head_settle;
+		return tr->head_live;
+	}
 	unsigned n = ahead_of(tr, target);
 
 	if (settle)
@@ -381,6 +391,8 @@ uint32_t flags_wanted(struct translation *tr, uint64_t target, uint8_t *settle)
 
 uint32_t flags_read(struct translation *tr, uint64_t target)
 {
+	if (tr->head_known && target == tr->rip)
+		return tr->head_live;
 	return tr->ahead[ahead_of(tr, target)].read;
 }
 
@@ -389,23 +401,31 @@ static uint8_t lesser(uint8_t a, uint8_t b)
 	return a < b ? a : b;
 }
 
-uint8_t settle_after(const struct translation *tr, const struct item *item)
+/* From behind item `n` on. */
+static uint8_t settle_from(const struct translation *tr, int n, uint32_t dead)
 {
-	uint32_t dead = ALL_FLAGS & ~item->live_after;
 	uint8_t count = 0;
 
-	while (dead && ++item < tr->item + tr->count) {
+	while (dead && ++n < (int)tr->count) {
+		const struct item *item = &tr->item[n];
+
 		dead &= ~item->killed;
 		count++;
-		if (item->on && item->kind == KIND_JCC) /* not past what must see an interrupt first */
+		/* Not past what must see an interrupt first. */
+		if (item->on && item->kind != KIND_JMP && item->kind != KIND_CALL && !item->sure)
 			return count;
 	}
 	return dead ? count + tr->settle : count;
 }
 
+uint8_t settle_after(const struct translation *tr, const struct item *item)
+{
+	return settle_from(tr, (int)(item - tr->item), ALL_FLAGS & ~item->live_after);
+}
+
 static uint32_t flags_wanted_after(struct translation *tr, const struct item *last, uint8_t *settle)
 {
-	uint64_t next = (tr->rip + last->offset + last->i.length) & tr->rip_mask;
+	uint64_t next = (tr->rip + (uint64_t)(int64_t)last->offset + last->i.length) & tr->rip_mask;
 	uint8_t other;
 	uint32_t wanted;
 
@@ -463,7 +483,7 @@ static bool repeatable(const struct item *item)
 
 uint64_t part_rip(const struct translation *tr, unsigned part)
 {
-	return tr->rip + tr->part[part].base;
+	return tr->rip + (uint64_t)(int64_t)tr->part[part].base;
 }
 
 const uint8_t *item_bytes(const struct translation *tr, const struct item *item)
@@ -474,17 +494,27 @@ const uint8_t *item_bytes(const struct translation *tr, const struct item *item)
 }
 
 /* The block that `link` led to last, if it is as hot as the one that leads there and has no translation yet. */
-static struct block *hot_block(const struct translation *tr, const struct link *link, uint64_t target)
+struct block *hot_block(struct translation *tr, const struct link *link, uint64_t target)
 {
 	const struct vcpu *vcpu = tr->t->vcpu;
 	uint64_t page = tr->floating ? vcpu->state.rip & ~0xfffull : 0;
 	struct block *block = link_block(vcpu, link, page + target);
 
+	if (!block && tr->block->joined)
+		block = calls_known_block(tr, page + target);
 	if (!block || block->mode != tr->block->mode || block->crosses || block->rooted ||
-	    block->physical != ((tr->block->physical & ~0xfffull) | (target & 0xfff)) ||
-	    block->generation != tr->block->generation || tr->count + block->count > BLOCK_MAX)
+	    tr->count + block->count > BLOCK_MAX)
+		return NULL;
+	if (in_page(tr, target) ? block->physical != ((tr->block->physical & ~0xfffull) | (target & 0xfff)) ||
+	                              block->generation != tr->block->generation
+	                        : !calls_cover(tr, block, target))
 		return NULL;
 	return translator_is_hot(tr->t, block, tr->block->extended || tr->block->hot) ? block : NULL;
+}
+
+static bool leads_on(const struct translation *tr, uint64_t from, uint64_t target)
+{
+	return !((from ^ target) & ~0xfffull) && target > from && (!tr->loose || tr->floating);
 }
 
 /*
@@ -495,22 +525,26 @@ static struct block *hot_block(const struct translation *tr, const struct link *
 static bool find_part(struct translation *tr)
 {
 	struct item *last = &tr->item[tr->count - 1];
-	uint64_t from = tr->rip + last->offset, target, next = from + last->i.length;
+	uint64_t from = tr->rip + (uint64_t)(int64_t)last->offset, target, next = from + last->i.length;
 	struct block *block = tr->part[last->part].block, *taken, *other = NULL;
 
-	if ((last->kind != KIND_JCC && last->kind != KIND_JMP) || tr->parts == XPARTS || tr->block->crosses)
+	if (tr->parts == XPARTS || tr->block->crosses)
 		return false;
+	if (last->kind != KIND_JCC && last->kind != KIND_JMP)
+		return calls_find_part(tr);
+	if (last->kind == KIND_JMP && calls_find_part(tr))
+		return true;
 	target = branch_target(tr, last);
 	if (target == next)
 		return false;
 	/* What leads back or away, but never did yet, is aside. */
-	if (direct(tr, from, target))
+	if (leads_on(tr, from, target))
 		taken = hot_block(tr, &block->link[TAKEN], target);
 	else if (last->kind == KIND_JCC && !block->link[TAKEN].block)
 		taken = NULL;
 	else
 		return false;
-	if (last->kind == KIND_JCC && direct(tr, from, next))
+	if (last->kind == KIND_JCC && leads_on(tr, from, next))
 		other = hot_block(tr, &block->link[NOT_TAKEN], next);
 	if (other && (!taken || other->insn[0].immediate >= taken->insn[0].immediate)) {
 		taken = other;
@@ -518,7 +552,7 @@ static bool find_part(struct translation *tr)
 	}
 	if (!taken)
 		return false;
-	tr->part[tr->parts++] = (struct part){.block = taken, .base = (uint16_t)(target - tr->rip)};
+	tr->part[tr->parts++] = (struct part){.block = taken, .base = (int32_t)(target - tr->rip)};
 	last->on = true;
 	return true;
 }
@@ -535,9 +569,11 @@ static bool add_part(struct translation *tr, unsigned part, bool *useful)
 		if (!ZYAN_SUCCESS(ZydisDecoderDecodeFull(tr->decoder, block->bytes + offset, block->length - offset,
 		                                         &item->i, item->operand)))
 			return false;
-		item->offset = (uint16_t)(tr->part[part].base + offset);
+		item->offset = tr->part[part].base + (int32_t)offset;
+		item->caller = (int16_t)tr->caller;
 		item->part = (uint8_t)part;
-		item->on = false;
+		item->on = item->sure = false;
+		item->expected = -1;
 		item->form = NULL;
 		item->kind = classify(tr, item, block->bytes + offset);
 		if (tr->t->lockstep && !repeatable(item))
@@ -570,6 +606,9 @@ static void add_parts(struct translation *tr)
 		unsigned count = tr->count;
 		uint8_t vector = tr->vector;
 		bool x87 = tr->x87, useful;
+		int caller = tr->caller;
+
+		tr->caller = calls_next_caller(tr, count - 1);
 
 		if (add_part(tr, tr->parts - 1, &useful) && (tr->vector == vector || any) && tr->x87 == x87)
 			continue;
@@ -578,20 +617,43 @@ static void add_parts(struct translation *tr)
 		tr->item[count - 1].on = false;
 		tr->vector = vector;
 		tr->x87 = x87;
+		tr->caller = caller;
 		break;
 	}
 	tr->block->extended |= tr->parts > 1;
+	calls_prune(tr);
 }
 
 /* Flags that the way out at a branch that the translation goes on behind may want. */
 static uint32_t wanted_aside(struct translation *tr, const struct item *item)
 {
-	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
+	if (item->kind == KIND_JMP || item->kind == KIND_CALL || item->sure)
+		return 0;
+	if (item->kind != KIND_JCC)
+		return ALL_FLAGS;
+	uint64_t next = (tr->rip + (uint64_t)(int64_t)item->offset + item->i.length) & tr->rip_mask;
 	uint64_t target = branch_target(tr, item);
 
-	if (item->kind == KIND_JMP)
-		return 0;
 	return flags_wanted(tr, part_rip(tr, item->part + 1u) == target ? next : target, NULL);
+}
+
+/* Which flags are live where. */
+static void find_live(struct translation *tr)
+{
+	uint32_t live = flags_wanted_after(tr, &tr->item[tr->count - 1], &tr->settle);
+
+	for (unsigned n = tr->count; n-- > 0;) {
+		struct item *item = &tr->item[n];
+
+		if (item->on)
+			live |= wanted_aside(tr, item);
+		item->live_after = live;
+		if (item->kind == KIND_FALLBACK)
+			live = ALL_FLAGS;
+		else
+			live = item->read | (live & ~item->killed);
+		item->live_before = live;
+	}
 }
 
 /* Decodes the block. False: nothing of it is worth it. */
@@ -604,18 +666,18 @@ bool first_pass(struct translation *tr)
 	if (!add_part(tr, 0, &useful) || !useful)
 		return false;
 	add_parts(tr);
-	uint32_t live = flags_wanted_after(tr, &tr->item[tr->count - 1], &tr->settle);
-	for (unsigned n = tr->count; n-- > 0;) {
-		struct item *item = &tr->item[n];
-
-		if (item->on)
-			live |= wanted_aside(tr, item);
-		item->live_after = live;
-		if (item->kind == KIND_FALLBACK)
-			live = ALL_FLAGS;
-		else
-			live = item->read | (live & ~item->killed);
-		item->live_before = live;
+	calls_find_sure(tr);
+	find_live(tr);
+	/* A loop through CALLs: the look ahead does not follow these. What it wants at its head is found from nothing on. */
+	const struct item *last = &tr->item[tr->count - 1];
+	if (tr->calls && last->kind == KIND_JCC && branch_target(tr, last) == tr->rip) {
+		tr->head_known = true;
+		tr->head_live = 0;
+		tr->head_settle = 0;
+		for (find_live(tr); tr->item[0].live_before & ~tr->head_live; find_live(tr))
+			tr->head_live |= tr->item[0].live_before;
+		tr->head_settle = settle_from(tr, -1, ALL_FLAGS & ~tr->head_live);
+		find_live(tr);
 	}
 	/* Mapped otherwise, the second page may make it another instruction, found out when the block has been entered. */
 	if (tr->block->crosses)

@@ -39,7 +39,7 @@ static void link_jump(struct translation *tr, struct xlink *link, uint8_t *place
 	link->place = place;
 	p->link = link;
 	p->save = link->entry_a;
-	p->paired = false; /* if it is a CALL's, the host's CALL leads there */
+	p->pair = 0; /* if it is a CALL's, the host's CALL leads there */
 }
 
 /* Does the instruction there cross into another page? Then it is no floating one. */
@@ -62,7 +62,7 @@ static bool apart(const struct translation *tr, uint64_t target)
 
 bool direct(const struct translation *tr, uint64_t from, uint64_t target)
 {
-	return in_page(tr, target) && target > from && !apart(tr, target);
+	return in_page(tr, target) && target > from && !apart(tr, target) && !tr->calls;
 }
 
 /* The last instruction of the part that is emitted. */
@@ -92,9 +92,10 @@ static void emit_key_check(struct translation *tr, struct xlink *link)
 /* It is pushed on the guest's stack, and in S2 if it is no immediate operand. */
 static void leave_return(struct translation *tr, uint64_t next)
 {
-	tr->paired = !tr->code32 && !apart(tr, next);
-	if (!tr->paired)
+	tr->pair = 0;
+	if (tr->code32 || apart(tr, next) || tr->pairs == PAIRS_MAX - 1)
 		return;
+	tr->pair = ++tr->pairs;
 	tr->next = next;
 	if (!tr->floating && (int64_t)next == (int32_t)next)
 		emit_push_imm(&tr->e, (int32_t)next);
@@ -107,8 +108,9 @@ static void come_behind(struct translation *tr)
 {
 	struct emitter *e = &tr->e;
 
-	tr->paired = tr->in_register = false;
-	tr->behind = e->at;
+	tr->behind[tr->pair] = e->at;
+	tr->pair = 0;
+	tr->in_register = false;
 	emit_lea(e, RSP, RSP, 8);
 	if (tr->floating) {
 		emit_lea(e, S1, S1, -(int32_t)tr->next);
@@ -126,10 +128,22 @@ static void come_behind(struct translation *tr)
 /* Where the way leads through C, the host's CALL is done by hand. Uses S2. */
 static void emit_paired(struct translation *tr, const struct pending *p)
 {
-	if (!p->paired)
+	if (!p->pair)
 		return;
-	emit_lea_code(&tr->e, S2, tr->behind);
+	emit_lea_code(&tr->e, S2, tr->behind[p->pair]);
 	emit_push(&tr->e, S2);
+}
+
+void leave_for_caller(struct translation *tr)
+{
+	if (tr->caller < 0 || tr->pair)
+		return;
+	const struct item *call = &tr->item[tr->caller];
+	uint64_t next = tr->rip + (uint64_t)(int64_t)call->offset + call->i.length;
+
+	if (tr->floating || (int64_t)next != (int32_t)next)
+		emit_code_address(tr, S2, next);
+	leave_return(tr, next);
 }
 
 /* A direct transfer where no link leads, flags kept. */
@@ -153,7 +167,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	struct translator *t = tr->t;
 	struct emitter *e = &tr->e;
 	bool alone = apart(tr, target), same_page = in_page(tr, target) && !alone;
-	bool backward = target <= from;
+	bool backward = target <= from || tr->calls;
 	uint32_t wanted = same_page ? flags_wanted(tr, target, NULL) : ALL_FLAGS;
 	/* A loop whose flags live on: the poll must not send them through memory. Those that nobody is seen to read go there. */
 	bool quietly = same_page && backward && tr->in_register && wanted && flags_read(tr, target);
@@ -161,6 +175,7 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 
 	if (clobbers)
 		flags_keep(tr, wanted);
+	leave_for_caller(tr);
 	if (alone) {
 		exit_apart(tr, target);
 		return;
@@ -178,14 +193,14 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	} else if (backward) {
 		emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
 		tr->in_register = false;
-		if (!tr->paired) {
+		if (!tr->pair) {
 			link_jump(tr, link, emit_jump_if(e, CC_E));
 			pend(tr, PENDING_LINK, emit_jump(e))->link = link;
 			return;
 		}
 		pend(tr, PENDING_LINK, emit_jump_if(e, CC_NE))->link = link;
 	}
-	if (tr->paired) {
+	if (tr->pair) {
 		emit_byte(e, 0xe8); /* call */
 		emit_u32(e, 0);
 		link_jump(tr, link, e->at - 4);
@@ -214,8 +229,8 @@ struct pending *exit_indirect(struct translation *tr, const struct insn *slot, i
 	p->undo = undo;
 	if (release)
 		move_stack(tr, GUEST_RSP, release);
-	emit_op_indexed(e, false, 0xff, tr->paired ? 2 : 4, S2, xabs(&t->jump[tr->code_view]->host)); /* call, jmp */
-	if (tr->paired)
+	emit_op_indexed(e, false, 0xff, tr->pair ? 2 : 4, S2, xabs(&t->jump[tr->code_view]->host)); /* call, jmp */
+	if (tr->pair)
 		come_behind(tr);
 	return p;
 }
@@ -258,10 +273,10 @@ static void emit_other_return(struct translation *tr, const struct pending *p)
 	missed->more[1] = emit_jump(e);
 }
 
-static void translate_push_return(struct translation *tr, const struct item *item)
+void translate_push_return(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
-	uint64_t next = (tr->rip + item->offset + item->i.length) & tr->rip_mask;
+	uint64_t next = (tr->rip + (uint64_t)(int64_t)item->offset + item->i.length) & tr->rip_mask;
 
 	struct host_memory where = lower_stack(tr, item, RSP, -(int)tr->stack_size, true);
 	if (!tr->floating && (tr->code32 || (int64_t)next == (int32_t)next)) {
@@ -274,8 +289,7 @@ static void translate_push_return(struct translation *tr, const struct item *ite
 	move_stack(tr, GUEST_RSP, -(int)tr->stack_size);
 }
 
-/* Where the target of an indirect branch is, S1 or its own register. Flags are kept before. */
-static unsigned translate_target(struct translation *tr, const struct item *item)
+unsigned translate_target(struct translation *tr, const struct item *item)
 {
 	const ZydisDecodedOperand *o = &item->operand[0];
 	unsigned reg = S1;
@@ -315,6 +329,56 @@ static void check_target(struct translation *tr, const struct item *item, unsign
 	p->resume = e->at;
 }
 
+/* What a RET adds to the stack pointer. */
+static int32_t release_of(const struct translation *tr, const struct item *item)
+{
+	const ZydisDecodedOperand *o = &item->operand[0];
+
+	return (int32_t)tr->stack_size + (o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (int32_t)o->imm.value.u : 0);
+}
+
+/* To what is in `reg`, S1 or the guest's own. */
+static void call_indirect(struct translation *tr, const struct item *item, unsigned reg)
+{
+	struct emitter *e = &tr->e;
+
+	/* A target that is not canonical is the CALL's #GP, before it pushes. */
+	if (!tr->code32)
+		check_target(tr, item, reg);
+	if (reg == S1)
+		emit_store(e, S1, xabs(&tr->t->target));
+	translate_push_return(tr, item);
+	leave_return(tr, tr->rip + (uint64_t)(int64_t)item->offset + item->i.length);
+	if (reg == S1)
+		emit_load(e, S1, xabs(&tr->t->target));
+	else
+		emit_move(e, S1, reg);
+	exit_indirect(tr, item->slot, 0, (int)tr->stack_size);
+}
+
+/* Behind a guard: what was checked before it, for others as well, does not help here. */
+void emit_astray(struct translation *tr, const struct pending *p)
+{
+	struct item *item = &tr->item[p->item - tr->item];
+
+	item->group = item->stack_group = NO_GROUP;
+	switch (item->kind) {
+	case KIND_JMP_INDIRECT:
+		if (p->reg != S1)
+			emit_move(&tr->e, S1, p->reg);
+		leave_for_caller(tr);
+		exit_indirect(tr, item->slot, 0, 0);
+		break;
+	case KIND_CALL_INDIRECT:
+		call_indirect(tr, item, p->reg);
+		break;
+	default:
+		emit_op_sum(&tr->e, true, 0x8b, S1, p->where.base, p->where.index, p->where.disp);
+		exit_return(tr, item->slot, release_of(tr, item));
+		break;
+	}
+}
+
 /* Does the translation go on at `target` behind this instruction? */
 static bool follows(const struct translation *tr, const struct item *item, uint64_t target)
 {
@@ -324,7 +388,7 @@ static bool follows(const struct translation *tr, const struct item *item, uint6
 void translate_terminal(struct translation *tr, const struct item *item)
 {
 	struct emitter *e = &tr->e;
-	uint64_t from = tr->rip + item->offset, next = (from + item->i.length) & tr->rip_mask;
+	uint64_t from = tr->rip + (uint64_t)(int64_t)item->offset, next = (from + item->i.length) & tr->rip_mask;
 
 	switch (item->kind) {
 	case KIND_JMP:
@@ -364,33 +428,20 @@ void translate_terminal(struct translation *tr, const struct item *item)
 		if (to != S1)
 			emit_move(e, S1, to);
 		tr->in_register = false;
+		leave_for_caller(tr);
 		exit_indirect(tr, item->slot, 0, 0);
 		break;
 	case KIND_CALL_INDIRECT: {
 		flags_keep(tr, ALL_FLAGS);
 		unsigned reg = translate_target(tr, item);
-		/* A target that is not canonical is the CALL's #GP, before it pushes. */
-		if (!tr->code32)
-			check_target(tr, item, reg);
-		if (reg == S1)
-			emit_store(e, S1, xabs(&tr->t->target));
-		translate_push_return(tr, item);
-		leave_return(tr, next);
-		if (reg == S1)
-			emit_load(e, S1, xabs(&tr->t->target));
-		else
-			emit_move(e, S1, reg);
-		exit_indirect(tr, item->slot, 0, (int)tr->stack_size);
+		call_indirect(tr, item, reg);
 		break;
 	}
 	case KIND_RET:
 		flags_keep(tr, ALL_FLAGS);
 		struct host_memory where = lower_stack(tr, item, RSP, 0, false);
 		emit_op_sum(e, !tr->code32, 0x8b, S1, where.base, where.index, where.disp);
-		exit_return(tr, item->slot,
-		            (int)tr->stack_size + (item->operand[0].type == ZYDIS_OPERAND_TYPE_IMMEDIATE
-		                                       ? (int32_t)item->operand[0].imm.value.u
-		                                       : 0));
+		exit_return(tr, item->slot, release_of(tr, item));
 		break;
 	case KIND_SYSTEM_END:
 		translate_system_end(tr, item);
@@ -469,7 +520,7 @@ static const uint8_t *stub_made(const struct translation *tr, unsigned n)
 		const struct pending *q = p - back;
 
 		if ((q->kind == PENDING_STUB || q->kind == PENDING_LINK) && q->link == p->link && q->save == p->save &&
-		    q->shadow == p->shadow && q->paired == p->paired)
+		    q->shadow == p->shadow && q->pair == p->pair)
 			return q->resume;
 	}
 	return NULL;
@@ -505,6 +556,8 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 
 	tr->in_register = p.in_register;
 	tr->now = p.part;
+	tr->caller = p.caller;
+	tr->pair = 0;
 	tr->view = p.view;
 	tr->code_view = p.code_view;
 	tr->in_memory = p.in_memory;
@@ -536,7 +589,13 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		emit_window_miss(tr, &p);
 		break;
 	case PENDING_TAKEN:
-		exit_direct(tr, tr->rip + last_of_part(tr)->offset, p.target);
+		exit_direct(tr, tr->rip + (uint64_t)(int64_t)last_of_part(tr)->offset, p.target);
+		break;
+	case PENDING_ASTRAY:
+		emit_astray(tr, &p);
+		break;
+	case PENDING_ACROSS:
+		emit_pending_across(tr, &p);
 		break;
 	case PENDING_STUB:
 	case PENDING_LINK:

@@ -83,6 +83,27 @@ const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t ri
 	return known->host;
 }
 
+static uint64_t linear_of(const struct translator *t, const struct xblock *xblock, const struct xacross_page *page)
+{
+	return (xblock->floating ? t->code_page : xblock->rip & ~PAGE_MASK) + (uint64_t)page->distance;
+}
+
+bool across_known(const struct translator *t, const struct xblock *xblock, const struct xacross_page *page)
+{
+	uint64_t linear = linear_of(t, xblock, page);
+
+	return t->page_key[xblock->code_view][linear >> 12 & (XPAGE_SIZE - 1)] ==
+	       xpage_key(linear, page->page << MEMORY_PAGE_SHIFT);
+}
+
+bool across_look(struct translator *t, const struct xblock *xblock, const struct xacross_page *page)
+{
+	uint64_t linear = linear_of(t, xblock, page);
+
+	return cpu_canonical(linear) &&
+	       look_page(t, xblock->code_view, linear) == xpage_key(linear, page->page << MEMORY_PAGE_SHIFT);
+}
+
 uint64_t translator_find(struct translator *t)
 {
 	struct vcpu *vcpu = t->vcpu;

@@ -66,7 +66,8 @@ struct pending *pend(struct translation *tr, int kind, uint8_t *place)
 	p->kind = kind;
 	p->place = place;
 	p->shadow = tr->shadow;
-	p->paired = tr->paired;
+	p->pair = tr->pair;
+	p->caller = tr->caller;
 	p->view = tr->view;
 	p->code_view = tr->code_view;
 	p->part = tr->now;
@@ -125,7 +126,7 @@ void lower_effective(struct translation *tr, const struct item *item, const Zydi
 	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
 
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
-		uint64_t address = tr->rip + item->offset + item->i.length + (uint64_t)disp;
+		uint64_t address = tr->rip + (uint64_t)(int64_t)item->offset + item->i.length + (uint64_t)disp;
 
 		if (tr->floating) {
 			emit_code_address(tr, to, address);
@@ -413,8 +414,8 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 	int64_t disp = o->mem.disp.has_displacement ? o->mem.disp.value : 0;
 
 	if (item->group != NO_GROUP)
-		return group_member(tr, item, item->group, (unsigned)ZydisRegisterGetId(o->mem.base), disp,
-		                    item->position, size, write);
+		return group_member(tr, item, item->group, (unsigned)ZydisRegisterGetId(o->mem.base),
+		                    disp + item->index, item->position, size, write);
 	if (item->stream != NO_STREAM)
 		return stream_operand(tr, item, o, size, write);
 	if ((tr->code32 || item->i.address_width == 64) && o->mem.index == ZYDIS_REGISTER_NONE &&
@@ -423,7 +424,7 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 		uint64_t address = (uint64_t)disp & tr->rip_mask;
 
 		if (o->mem.base == ZYDIS_REGISTER_RIP)
-			address += tr->rip + item->offset + item->i.length;
+			address += tr->rip + (uint64_t)(int64_t)item->offset + item->i.length;
 		if ((address & 0xfff) + size <= MEMORY_PAGE_SIZE)
 			return lower_constant(tr, item, address, size, write);
 	}

@@ -22,6 +22,8 @@
 struct value {
 	uint8_t id;
 	int64_t offset;
+	bool constant; /* it is `number` */
+	int64_t number;
 };
 
 struct merging {
@@ -70,7 +72,7 @@ static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsig
 			return m->open[v.id];
 		}
 	}
-	if (tr->group_count == GROUPS_MAX || (tr->block->apart >> n & 1)) {
+	if (tr->group_count == GROUPS_MAX || (tr->block->apart >> (n & 63) & 1)) {
 		m->open[v.id] = tr->group_count == GROUPS_MAX ? NONE : BROKEN;
 		return NONE;
 	}
@@ -87,12 +89,24 @@ static uint8_t join(struct translation *tr, struct merging *m, unsigned n, unsig
 	return m->open[v.id];
 }
 
-/* What lower_operand() can address without an index: the base register, or -1. */
-static int base_of(const struct item *item, const ZydisDecodedOperand *o)
+/* An index that is a number. */
+static bool index_known(const struct merging *m, struct item *item, const ZydisDecodedOperand *o)
 {
-	if (!o || o->mem.index != ZYDIS_REGISTER_NONE || item->i.address_width != 64 ||
-	    o->mem.segment == ZYDIS_REGISTER_FS || o->mem.segment == ZYDIS_REGISTER_GS ||
-	    ZydisRegisterGetClass(o->mem.base) != ZYDIS_REGCLASS_GPR64)
+	if (o->mem.index == ZYDIS_REGISTER_NONE)
+		return true;
+	if (item->kind != KIND_GENERIC || ZydisRegisterGetClass(o->mem.index) != ZYDIS_REGCLASS_GPR64)
+		return false;
+	const struct value *v = &m->value[ZydisRegisterGetId(o->mem.index)];
+	item->index = v->number * o->mem.scale;
+	return v->constant && v->number == (int16_t)v->number;
+}
+
+/* What lower_operand() can address without an index: the base register, or -1. */
+static int base_of(const struct merging *m, struct item *item, const ZydisDecodedOperand *o)
+{
+	item->index = 0;
+	if (!o || !index_known(m, item, o) || item->i.address_width != 64 || o->mem.segment == ZYDIS_REGISTER_FS ||
+	    o->mem.segment == ZYDIS_REGISTER_GS || ZydisRegisterGetClass(o->mem.base) != ZYDIS_REGCLASS_GPR64)
 		return -1;
 	return ZydisRegisterGetId(o->mem.base);
 }
@@ -112,11 +126,12 @@ static void join_operand(struct translation *tr, struct merging *m, unsigned n, 
 	if (tr->loop && item->kind == KIND_GENERIC && !item->form->masked && o && initial(m, o->mem.base) &&
 	    initial(m, o->mem.index))
 		item->stream = 0; /* perhaps: find_streams() */
-	int base = base_of(item, o);
+	int base = base_of(m, item, o);
 
 	if (base >= 0)
-		item->group = join(tr, m, n, (unsigned)base, o->mem.disp.has_displacement ? o->mem.disp.value : 0, size,
-		                   write, &item->position);
+		item->group =
+		    join(tr, m, n, (unsigned)base, (o->mem.disp.has_displacement ? o->mem.disp.value : 0) + item->index,
+		         size, write, &item->position);
 }
 
 static void join_stack(struct translation *tr, struct merging *m, unsigned n, unsigned reg, int displacement,
@@ -131,7 +146,7 @@ static bool whole_register(const ZydisDecodedOperand *o)
 }
 
 /* A register that becomes another one's, or its own, value and a constant. */
-static bool follow(struct merging *m, const struct item *item)
+static bool follow(struct merging *m, struct item *item)
 {
 	const ZydisDecodedOperand *to = &item->operand[0], *from = &item->operand[1];
 	int64_t sign = 1;
@@ -142,9 +157,11 @@ static bool follow(struct merging *m, const struct item *item)
 	switch (item->i.mnemonic) {
 	case ZYDIS_MNEMONIC_INC:
 		v->offset++;
+		v->constant = false;
 		return true;
 	case ZYDIS_MNEMONIC_DEC:
 		v->offset--;
+		v->constant = false;
 		return true;
 	case ZYDIS_MNEMONIC_SUB:
 		sign = -1;
@@ -153,6 +170,7 @@ static bool follow(struct merging *m, const struct item *item)
 		if (from->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
 			return false;
 		v->offset += sign * (int64_t)from->imm.value.s;
+		v->constant = false;
 		return true;
 	case ZYDIS_MNEMONIC_MOV:
 		if (!whole_register(from))
@@ -160,11 +178,12 @@ static bool follow(struct merging *m, const struct item *item)
 		*v = m->value[ZydisRegisterGetId(from->reg.value)];
 		return true;
 	case ZYDIS_MNEMONIC_LEA: {
-		int base = base_of(item, from);
+		int base = base_of(m, item, from);
 
 		if (base < 0)
 			return false;
 		struct value source = m->value[base];
+		source.constant = false;
 		source.offset += from->mem.disp.has_displacement ? from->mem.disp.value : 0;
 		*v = source;
 		return true;
@@ -184,6 +203,28 @@ static void forget_written(struct merging *m, const struct item *item)
 		if (gpr >= 0 && (item->operand[i].actions & ZYDIS_OPERAND_ACTION_MASK_WRITE))
 			fresh(m, high ? (unsigned)gpr & 3 : (unsigned)gpr);
 	}
+}
+
+/* By a RET, beside the return address. */
+static int64_t released(const struct item *item)
+{
+	const ZydisDecodedOperand *o = &item->operand[0];
+
+	return o->type == ZYDIS_OPERAND_TYPE_IMMEDIATE ? (int64_t)o->imm.value.u : 0;
+}
+
+/* A register becomes a number. */
+static void note_number(struct merging *m, const struct item *item)
+{
+	const ZydisDecodedOperand *to = &item->operand[0], *from = &item->operand[1];
+	bool high;
+	int gpr = operand_gpr(to, &high);
+
+	if (item->kind != KIND_GENERIC || item->i.mnemonic != ZYDIS_MNEMONIC_MOV || gpr < 0 || to->size < 32 ||
+	    from->type != ZYDIS_OPERAND_TYPE_IMMEDIATE)
+		return;
+	m->value[gpr].constant = true;
+	m->value[gpr].number = to->size == 32 ? (int64_t)(uint32_t)from->imm.value.u : from->imm.value.s;
 }
 
 static void note_item(struct translation *tr, struct merging *m, unsigned n)
@@ -206,6 +247,7 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 	case KIND_LEA:
 		if (!follow(m, item))
 			forget_written(m, item);
+		note_number(m, item);
 		break;
 	case KIND_PUSH:
 		if (is_memory(&item->operand[0])) {
@@ -243,9 +285,12 @@ static void note_item(struct translation *tr, struct merging *m, unsigned n)
 		/* fall through */
 	case KIND_CALL:
 		join_stack(tr, m, n, RSP, -8, true);
+		m->value[RSP].offset -= 8;
 		break;
 	case KIND_RET:
-		join_stack(tr, m, n, RSP, 0, false);
+		if (!item->sure)
+			join_stack(tr, m, n, RSP, 0, false);
+		m->value[RSP].offset += 8 + released(item);
 		break;
 	default:
 		forget_all(m);

@@ -110,7 +110,7 @@ void range_begin(struct xrange *range, uint16_t first, uint8_t item, bool write,
 bool range_possible(const struct translation *tr, unsigned item)
 {
 	/* A loop whose groups were on two pages again and again goes through pages that do not lie side by side. */
-	return tr->block->hot && !(tr->block->scattered >> item & 1) && !(tr->block->apart && is_loop(tr));
+	return tr->block->hot && !(tr->block->scattered >> (item & 63) & 1) && !(tr->block->apart && is_loop(tr));
 }
 
 struct xrange *new_range(struct translation *tr, const struct item *item, unsigned size, bool write)

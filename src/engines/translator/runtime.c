@@ -193,6 +193,7 @@ static void forget_page(struct translator *t, struct xblock **at, uint64_t page)
 
 			chain_remove(xblock);
 			crossing_remove(t, xblock);
+			across_remove(t, xblock);
 			/* Who knows its block is found by it: in this chain, or in its slot. */
 			if (first->run != translated || first->pointer != xblock)
 				xblock->block = NULL;
@@ -215,6 +216,7 @@ static void forget_written(struct translator *t)
 		for (unsigned n = 0; n < XPAGE_HASH; n++)
 			forget_page(t, &t->page_blocks[n], UINT64_MAX);
 		crossing_written(t, UINT64_MAX, unlink_block);
+		across_written(t, UINT64_MAX, unlink_block);
 	} else {
 		for (unsigned n = 0; n < count; n++) {
 			uint64_t bit, *word = floating_word(t, page[n] << MEMORY_PAGE_SHIFT, &bit);
@@ -222,6 +224,7 @@ static void forget_written(struct translator *t)
 			*word &= ~bit; /* other code may come there */
 			forget_page(t, page_chain(t, page[n] << MEMORY_PAGE_SHIFT), page[n]);
 			crossing_written(t, page[n], unlink_block);
+			across_written(t, page[n], unlink_block);
 		}
 	}
 	atomic_store(&t->code_seen, writes);
@@ -262,6 +265,7 @@ void runtime_forget_block(struct translator *t, struct xblock *xblock, bool slot
 
 	chain_remove(xblock);
 	crossing_remove(t, xblock);
+	across_remove(t, xblock);
 	unlink_block(t, xblock);
 	if (slot && first->run == translated && first->pointer == xblock) {
 		first->run = translator_heat;
@@ -305,6 +309,8 @@ void translator_block_gone(struct translator *t, struct block *block)
 		else if (goes_on_in(xblock, block))
 			runtime_forget_block(t, xblock, true);
 	}
+	for (struct xblock *xblock; (xblock = across_find(t, block->physical >> MEMORY_PAGE_SHIFT, block, goes_on_in));)
+		runtime_forget_block(t, xblock, true);
 	if (block->insn[0].run == translated) {
 		struct xblock *xblock = (struct xblock *)block->insn[0].pointer;
 
@@ -320,6 +326,7 @@ void translator_flush(struct translator *t)
 	regions_flush(t);
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
 	memset(t->crossing, 0, sizeof(t->crossing));
+	across_flush(t);
 	madvise(t->known, sizeof(*t->known) << XKNOWN_BITS, MADV_DONTNEED);
 	caches_empty_targets(t);
 }
@@ -361,7 +368,8 @@ typedef void enter_code(struct vcpu *vcpu, const uint8_t *host, uint32_t flags);
 /* Its first page was compared already. */
 static bool second_page_written(const struct xblock *xblock)
 {
-	return xblock->second_now && atomic_load(xblock->second_now) != xblock->second_generation;
+	return (xblock->second_now && atomic_load(xblock->second_now) != xblock->second_generation) ||
+	       (xblock->across && across_stale(xblock));
 }
 
 static bool enterable(const struct vcpu *vcpu, const struct xblock *xblock)
@@ -474,6 +482,10 @@ static void translated(PARAMETERS)
 		unsigned enough =
 		    moved && !xblock->loose && runtime_may_float(translator_of(vcpu), xblock->block) ? XFLOAT : XRETRY;
 
+		if (xblock->across && across_stale(xblock)) {
+			across_strayed(translator_of(vcpu), xblock->block);
+			NEXT;
+		}
 		/* The page was written and the block's bytes were not, or it is wanted at another address: after a
 		 * while, again. */
 		if (++slot->a >= enough || xblock->generation != xblock->block->generation) {
@@ -529,6 +541,7 @@ static NOINLINE enum outcome translate(struct translator *t, struct block *block
 	regions_add(t, xblock);
 	chain_add(t, xblock);
 	crossing_add(t, xblock);
+	across_add(t, xblock);
 	slot->pointer = xblock;
 	slot->run = translated;
 	return TRANSLATED;
@@ -1166,7 +1179,7 @@ uint64_t translator_probe(struct translator *t, uint64_t linear)
 		vcpu->executing = NULL;
 	} else if (++site->misses == GROUP_MISSES) {
 		t->counters.apart++;
-		site->block->apart |= 1ull << site->item;
+		site->block->apart |= 1ull << (site->item & 63);
 		runtime_translate_again(t, site->block);
 	}
 	return delta;
@@ -1269,7 +1282,8 @@ struct translator *translator_create(struct vcpu *vcpu)
 		perf_map_own(t->perf_map, t->arena.execute, TRAMPOLINES_SIZE, "enter, exit, slow access");
 		perf_map_own(t->perf_map, t->arena.execute + TRAMPOLINES_SIZE, STRING_ROOM, "REP MOVS and STOS");
 	}
-	if (returns_create(t) || caches_create(t) || aliases_create(t) || (vcpu->machine && join_depot(t))) {
+	if (returns_create(t) || across_create(t) || caches_create(t) || aliases_create(t) ||
+	    (vcpu->machine && join_depot(t))) {
 		translator_destroy(t);
 		errno = ENOMEM;
 		return NULL;
@@ -1308,6 +1322,7 @@ void translator_destroy(struct translator *t)
 		translator_flush(t);
 	caches_destroy(t);
 	returns_destroy(t);
+	across_destroy(t);
 	aliases_destroy(t);
 	code_arena_destroy(&t->arena);
 	regions_destroy(t);

@@ -77,6 +77,30 @@ void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct
 /* As caches_enter_code() for the page where it goes on. */
 void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
 
+/* across.c: translations with parts in other pages. 0, or -1. */
+int across_create(struct translator *t);
+void across_destroy(struct translator *t);
+void across_flush(struct translator *t);
+struct xacross *across_new(struct translator *t); /* NULL: no room */
+void across_free(struct translator *t, struct xacross *across);
+void across_add(struct translator *t, struct xblock *xblock);
+void across_remove(struct translator *t, struct xblock *xblock);
+/* As crossing_written(). */
+void across_written(struct translator *t, uint64_t page, void (*unlink)(struct translator *, struct xblock *));
+/* Some translation that goes on in a block of physical page number `page`; NULL: there is none. */
+struct xblock *across_find(const struct translator *t, uint64_t page, const struct block *block,
+                           bool (*goes_on_in)(const struct xblock *, const struct block *));
+/* Were its other pages written since? */
+bool across_stale(const struct xblock *xblock);
+/* It does not go on in other pages any more, after some times. */
+#define STRAYED_MAX 4
+void across_strayed(struct translator *t, struct block *block);
+/* find.c: does the key of one of its other pages say that it is the same page? And the guest's tables, which it is then? */
+bool across_known(const struct translator *t, const struct xblock *xblock, const struct xacross_page *page);
+bool across_look(struct translator *t, const struct xblock *xblock, const struct xacross_page *page);
+/* For translated code: does that for all pages of site exit_argument. Always 0. */
+uint64_t translator_across(struct translator *t, uint64_t unused);
+
 /* The arena begins with these, then comes room for string_routines.c. */
 #define TRAMPOLINES_SIZE 24576u
 #define STRING_ROOM      65536u

@@ -15,6 +15,8 @@
 	X(floating, "of them floating")                                                                                \
 	X(joined, "of them again, seen to be hot later")                                                               \
 	X(extended, "of them of several blocks of the interpreter")                                                    \
+	X(through_calls, "of them through CALLs")                                                                      \
+	X(strayed, "code that CALLs lead to found to be other code")                                                   \
 	X(bytes, "host code, bytes")                                                                                   \
 	X(bytes_aside, "of them out of line")                                                                          \
 	X(instructions, "guest instructions in it")                                                                    \

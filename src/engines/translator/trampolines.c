@@ -426,6 +426,15 @@ static void emit_warm(struct emitter *e, struct translator *t)
 	emit_come_back(e, t);
 }
 
+/* Called where other pages are not what is noted of them, `exit_argument` the site. */
+static void emit_across(struct emitter *e, struct translator *t)
+{
+	t->across_look = e->at;
+	emit_called(e, t);
+	emit_round_trip(e, t, (uintptr_t)translator_across);
+	emit_come_back(e, t);
+}
+
 /* Called with `exit_argument` the site of an instruction that the interpreter is to do. */
 static void emit_call_out(struct emitter *e, struct translator *t)
 {
@@ -585,6 +594,7 @@ bool translator_emit_trampolines(struct translator *t)
 	emit_range(&e, t);
 	range_emit_misses(&e, t);
 	emit_warm(&e, t);
+	emit_across(&e, t);
 	emit_call_out(&e, t);
 	emit_sensitive(&e, t);
 	emit_string(&e, t);

@@ -374,6 +374,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 
 	xblock->flagged = tr->item[0].live_before;
 	emit_entries(tr, xblock);
+	emit_across_check(tr);
 	emit_void_streams(tr);
 	xblock->entry_loop = e->at;
 	emit_count_down(tr);
@@ -382,6 +383,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 		struct item *item = &tr->item[n];
 
 		tr->now = item->part;
+		tr->caller = item->caller;
 		if (t->count_executed && (n == 0 || item[-1].part != item->part))
 			emit_count_executed(tr, n);
 		if (tr->pointers) /* what follows may use S1 */
@@ -441,7 +443,10 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 			translate_system(tr, item);
 			break;
 		default:
-			translate_terminal(tr, item);
+			if (item->on && item->kind != KIND_JCC)
+				translate_joined(tr, item);
+			else
+				translate_terminal(tr, item);
 			break;
 		}
 		item->end = e->at;
@@ -450,7 +455,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 	const struct item *last = &tr->item[tr->count - 1];
 	tr->shadow = false;
 	if (!ends_block(last)) {
-		uint64_t next = tr->rip + last->offset + last->i.length;
+		uint64_t next = tr->rip + (uint64_t)(int64_t)last->offset + last->i.length;
 
 		x87_commit(tr);
 		exit_direct(tr, next - 1, next & tr->rip_mask);
@@ -464,7 +469,7 @@ static void second_pass(struct translation *tr, struct xblock *xblock)
 static const char *why_ended(const struct translation *tr, char text[64])
 {
 	const struct item *last = &tr->item[tr->count - 1];
-	unsigned end = (unsigned)(tr->rip & 0xfff) + last->offset + last->i.length;
+	unsigned end = ((unsigned)tr->rip + (unsigned)last->offset) % MEMORY_PAGE_SIZE + last->i.length;
 
 	if (last->kind == KIND_FALLBACK && ends_block(last))
 		snprintf(text, 64, "%s is the interpreter's", ZydisMnemonicGetString(last->i.mnemonic));
@@ -493,6 +498,15 @@ static void trace_host_code(const struct translator *t, const struct xblock *xbl
 	}
 }
 
+static unsigned guest_size(const struct translation *tr)
+{
+	unsigned size = 0;
+
+	for (unsigned n = 0; n < tr->count; n++)
+		size += tr->item[n].i.length;
+	return size;
+}
+
 /* --trace translate: guest code, why it ended, then host code. */
 static void trace_translation(struct translation *tr, const struct xblock *xblock)
 {
@@ -508,15 +522,14 @@ static void trace_translation(struct translation *tr, const struct xblock *xbloc
 	for (unsigned n = 0; n < tr->count; n++) {
 		const struct item *item = &tr->item[n];
 
-		disassemble(item_bytes(tr, item), item->i.length, tr->code32 ? 32 : 64, rip + item->offset, text,
-		            sizeof(text));
+		disassemble(item_bytes(tr, item), item->i.length, tr->code32 ? 32 : 64,
+		            rip + (uint64_t)(int64_t)item->offset, text, sizeof(text));
 		trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  %016llx %s%s",
-		      (unsigned long long)(rip + item->offset), text,
+		      (unsigned long long)(rip + (uint64_t)(int64_t)item->offset), text,
 		      item->kind == KIND_FALLBACK ? "  (left to the interpreter)" : "");
 	}
 	trace(vcpu->trace, TRACE_TRANSLATE, (int)vcpu->index, "  ended: %s; %u bytes of guest code, %u of host code",
-	      why_ended(tr, text), tr->item[tr->count - 1].offset + (unsigned)tr->item[tr->count - 1].i.length,
-	      xblock->size);
+	      why_ended(tr, text), guest_size(tr), xblock->size);
 	trace_host_code(tr->t, xblock);
 }
 
@@ -570,7 +583,11 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	tr->t = t;
 	tr->block = block;
 	tr->count = tr->pending_count = tr->ahead_count = 0;
-	tr->failed = tr->exhausted = tr->x87 = tr->shadow = tr->rooted = tr->paired = false;
+	tr->failed = tr->exhausted = tr->x87 = tr->shadow = tr->rooted = tr->calls = tr->head_known = false;
+	tr->pair = tr->pairs = 0;
+	tr->across_count = tr->expect_count = 0;
+	tr->across_room = NULL;
+	tr->caller = NO_CALLER;
 	tr->vector = VECTOR_NONE;
 	tr->pointers = NULL;
 	tr->view = t->vcpu->mmu.view;
@@ -593,6 +610,11 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	if (!xblock) {
 		*full = true;
 		return NULL;
+	}
+	if ((tr->across_count || tr->expect_count) && !(tr->across_room = across_new(t))) {
+		block->strayed = STRAYED_MAX; /* it does without */
+		cursors_set(t, &before);
+		return translate_block(t, block, full);
 	}
 	*xblock = (struct xblock){.rip = tr->rip,
 	                          .block = block,
@@ -627,6 +649,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	if (tr->failed || tr->e.full) {
 		/* In an empty region there is no more room than this. */
 		cursors_set(t, &before);
+		across_free(t, tr->across_room);
 		*full = (tr->exhausted || (tr->e.full && tr->e.end == end)) && !regions_empty(t);
 		t->counters.failed += !*full;
 		if (tr->rooted) { /* for this address */
@@ -636,6 +659,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		return NULL;
 	}
 	t->arena.used = (size_t)(tr->e.at - t->arena.write);
+	across_begin(tr, xblock);
 	if (t->depot)
 		shared_give(tr, &before);
 	if (t->plant)
@@ -647,6 +671,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 	t->counters.blocks++;
 	t->counters.floating += tr->floating;
 	t->counters.extended += tr->parts > 1;
+	t->counters.through_calls += tr->calls;
 	t->counters.bytes += (uint64_t)(tr->e.at - code);
 	t->counters.bytes_aside += tr->aside;
 	t->counters.instructions += tr->count;

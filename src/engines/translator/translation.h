@@ -8,6 +8,7 @@
  *	stream.c     accesses of loops that walk through memory
  *	range.c      accesses of hot loops
  *	warm.c       which blocks are hot, and translated again
+ *	calls.c      translations that go on behind CALLs and RETs
  *	control.c    exits, links, a block's entries, code out of line
  *	crossing.c   instructions that cross into another page
  *	mode32.c     what is different in 32-bit code
@@ -23,8 +24,10 @@
 #include "engines/translator/rewrite.h"
 #include "engines/translator/runtime.h"
 
-#define BLOCK_MAX   64
-#define PENDING_MAX 256
+#define BLOCK_MAX   128
+#define PENDING_MAX 512
+#define PAIRS_MAX   32 /* and no more are paired */
+#define XEXPECT     3
 #define CODE_MAX    (48u << 10) /* bytes of host code that one block can need */
 #define AHEAD_MAX   3
 #define ALL_FLAGS   ((uint32_t)FLAG_ARITHMETIC)
@@ -57,12 +60,12 @@ enum kind {
 };
 
 /*
- * A block that goes on in the next one (analyze.c): a part is one of the interpreter's blocks, and begins `base` bytes
- * behind the translation's first instruction, in the same page.
+ * A block that goes on in the next one (analyze.c, calls.c): a part is one of the interpreter's blocks, and begins `base`
+ * bytes behind the translation's first instruction, or, negative, before it.
  */
 struct part {
 	struct block *block;
-	uint16_t base;
+	int32_t base;
 };
 
 struct item {
@@ -75,7 +78,11 @@ struct item {
 	uint8_t slots; /* how many, 0: the instruction is terminal */
 	uint8_t part;
 	bool on;               /* what follows it in the guest's code, or its target, is the next item */
-	uint16_t offset;       /* from the translation's first byte */
+	int32_t offset;        /* from the translation's first byte */
+	int16_t caller;        /* the CALL whose callee it is in, before its RET; NO_CALLER: none that is known */
+	uint64_t target;       /* where a guarded transfer leads that is `on` */
+	bool sure;             /* it is `on`, and cannot lead elsewhere: calls.c */
+	int8_t expected;       /* the register that must be `target` at the entry for that; -1: none */
 	uint32_t read, killed; /* flags */
 	uint32_t live_before, live_after;
 	/* Where its code ends, and whether flags are in EFLAGS there: for a call-out of the whole instruction. */
@@ -86,9 +93,11 @@ struct item {
 	uint8_t stream; /* stream.c: of its explicit access, where that has no group */
 	bool inside;    /* a difference of some group may be in use across it */
 	int64_t position, stack_position;
+	int64_t index; /* what the index of its explicit access adds, where that is known and it has a group */
 };
 
-#define GROUPS_MAX 16
+#define NO_CALLER  -1
+#define GROUPS_MAX 24
 #define NO_GROUP   0xff
 #define NO_STREAM  0xff
 
@@ -126,7 +135,9 @@ struct pending {
 		PENDING_RANGE_GROUP,
 		PENDING_WARM,
 		PENDING_INDIRECT,
-		PENDING_RETURN
+		PENDING_RETURN,
+		PENDING_ASTRAY,
+		PENDING_ACROSS
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -141,13 +152,15 @@ struct pending {
 	uint8_t stream, reg;              /* of PENDING_STREAM; reg: of PENDING_TARGET and PENDING_SLOW_BASE */
 	int32_t disp;
 	int32_t release, undo;       /* of PENDING_INDIRECT */
-	bool paired;                 /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
+	uint8_t pair;                /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
+	int caller;                  /* as in struct item, where it was jumped from */
+	struct host_memory where;    /* of PENDING_ASTRAY: the return address */
 	uint64_t target;             /* of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */
 	bool save;
-	uint8_t *more[3]; /* PENDING_STRING: further jumps there */
-	bool shadow;      /* of PENDING_LINK and _STUB: an interrupt shadow covers the target's first instruction */
-	bool restore;     /* and flags are wanted in EFLAGS at `resume` */
+	uint8_t *more[XACROSS + XEXPECT - 1]; /* PENDING_STRING, _ACROSS: further jumps there */
+	bool shadow;  /* of PENDING_LINK and _STUB: an interrupt shadow covers the target's first instruction */
+	bool restore; /* and flags are wanted in EFLAGS at `resume` */
 };
 
 /*
@@ -177,10 +190,30 @@ struct translation {
 	bool floating, loose;     /* as in struct xblock */
 	unsigned view, code_view; /* enum mmu_view; below XVIEWS: of what is emitted next (STAC and CLAC change it) */
 	bool shadow;              /* an STI was the last instruction */
-	/* The transfer that is emitted is a CALL that leaves something for the RET (returns.c), which comes to `behind`. */
-	bool paired;
+	/* The transfer that is emitted leaves something for a RET (returns.c), which comes to `behind` of this number; 0: no. */
+	uint8_t pair, pairs;
 	uint64_t next; /* the guest's return address */
-	const uint8_t *behind;
+	const uint8_t *behind[PAIRS_MAX];
+	/* Of what is decoded, then of what is emitted, as in struct item. Does the translation go on behind CALLs or RETs? */
+	int caller;
+	bool calls;
+	/* Pages, beside its own, that it goes on in; `page` as rip is. */
+	struct {
+		uint64_t page, physical;
+		const struct block *block; /* one there */
+	} across[XACROSS];
+	unsigned across_count;
+	struct xacross *across_room;
+	/* Registers whose values at the entry say where `sure` transfers lead. */
+	struct {
+		uint8_t reg;
+		uint64_t value;
+	} expect[XEXPECT];
+	unsigned expect_count;
+	/* A loop of this kind: what it wants at its head is known. */
+	bool head_known;
+	uint32_t head_live;
+	uint8_t head_settle;
 	/* Of the guest's code: 32-bit code, with a flat stack and 32-bit ESP and EIP. */
 	bool code32;
 	unsigned stack_size; /* bytes that PUSH, CALL and their like move: 8 or 4 */
@@ -333,6 +366,12 @@ void translate_xlat(struct translation *tr, const struct item *item);
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
 void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
 struct pending *exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
+/* Of what was `on`, and went elsewhere. */
+void emit_astray(struct translation *tr, const struct pending *p);
+void translate_push_return(struct translation *tr, const struct item *item);
+/* Where the target of an indirect branch is, S1 or its own register. Flags are kept before, if they are live. */
+unsigned translate_target(struct translation *tr, const struct item *item);
+struct block *hot_block(struct translation *tr, const struct link *link, uint64_t target);
 void translate_terminal(struct translation *tr, const struct item *item);
 /* Whether a transfer from `from` to `target` needs neither a look at the page nor a poll. */
 bool direct(const struct translation *tr, uint64_t from, uint64_t target);
@@ -344,6 +383,29 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock);
 bool shared_give(const struct translation *tr, const struct translator_cursors *cursors);
 /* translate.c: --trace translate of a translation that was not made here. */
 void trace_taken(const struct translator *t, const struct xblock *xblock);
+
+/* calls.c */
+/* As find_part() for other transfers than those within a page. */
+bool calls_find_part(struct translation *tr);
+/* May parts of a translation be in the page of `target`, which `block` is in? */
+bool calls_cover(struct translation *tr, const struct block *block, uint64_t target);
+/* In first_pass(), behind an item: the caller of the next one. */
+int calls_next_caller(const struct translation *tr, unsigned n);
+/* A block of the translation that is in the page of `target`; NULL: none. */
+const struct block *calls_page_block(const struct translation *tr, uint64_t target);
+/* The block at a linear address, if it is known. */
+struct block *calls_known_block(const struct translation *tr, uint64_t linear);
+/* Only pages that parts are in are kept. */
+void calls_prune(struct translation *tr);
+/* Which transfers are `sure`. */
+void calls_find_sure(struct translation *tr);
+void translate_joined(struct translation *tr, const struct item *item);
+void emit_across_check(struct translation *tr);
+/* What is known of other pages goes with the translation. */
+void across_begin(const struct translation *tr, struct xblock *xblock);
+void emit_pending_across(struct translation *tr, const struct pending *p);
+/* control.c: what a known caller would have left for its RET, before the translation is left (struct translation's `pair`). */
+void leave_for_caller(struct translation *tr);
 
 /* crossing.c */
 void emit_crossing_check(struct translation *tr);

@@ -57,8 +57,10 @@
 #define XREGIONS_MAX 128
 #define XSAVED       512u
 #define XHEAT        50
-#define CALL_OUT_MAX 7   /* slots of one instruction */
-#define XPARTS       6   /* blocks in one translation */
+#define CALL_OUT_MAX 7  /* slots of one instruction */
+#define XPARTS       12 /* blocks in one translation */
+#define XACROSS      4  /* pages beside its own that a translation goes through */
+#define XACROSS_MAX  8192
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
 #define XFLOAT       4   /* the same where it will float */
 #define XFLOAT_BITS  17
@@ -105,9 +107,9 @@ struct xblock {
 	const uint8_t *code;       /* writable view */
 	uint32_t size;             /* of the code, in bytes */
 	struct block *block;       /* NULL: gone, and this with it */
-	/* Those that it goes on in, in the same page; offsets from the first one. */
+	/* Those that it goes on in; offsets from the first one. */
 	struct block *more[XPARTS - 1];
-	uint16_t more_base[XPARTS - 1];
+	int32_t more_base[XPARTS - 1];
 	uint8_t more_count;
 	uint32_t generation;     /* of the page when it was translated */
 	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
@@ -120,10 +122,26 @@ struct xblock {
 	const _Atomic uint32_t *second_now;
 	uint32_t second_generation;
 	struct xblock *next_crossing;
+	struct xacross *across;      /* of parts in other pages; or NULL */
 	struct xblock *next;         /* in its region */
 	struct xblock *next_in_page; /* chain of translator->page_blocks; left out when the page was written */
 	struct xblock **in_page;     /* what leads to it there; NULL: it is left out */
 	struct xlink *incoming;      /* links that jump here */
+};
+
+/* The other pages of a translation (across.c). */
+struct xacross {
+	struct xblock *xblock;
+	struct xacross *next; /* of those that are free */
+	unsigned count;
+	struct xacross_page {
+		int64_t distance; /* linear, from the page that it begins in */
+		uint64_t page;    /* physical, its number */
+		const _Atomic uint32_t *now;
+		uint32_t generation; /* of the page when it was translated, */
+		struct xacross_page *next_in_chain;
+		struct xacross *of;
+	} page[XACROSS];
 };
 
 /* A direct exit: a jump whose displacement (at `place`, writable view) leads to the stub until the target is found. */
@@ -188,7 +206,8 @@ struct xsite {
 		struct {
 			uint16_t span, first_offset;
 		};
-		uint32_t count; /* of a count (warm.c): entries that are left */
+		uint32_t count;  /* of a count (warm.c): entries that are left */
+		uint32_t across; /* of a look at other pages (across.c): a struct xacross */
 	};
 	union {
 		uint32_t range; /* struct xrange, or 0 */
@@ -333,6 +352,9 @@ struct translator {
 	struct vcpu *vcpu;
 	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
 	struct xblock *crossing[XCROSS_HASH];   /* by the second page of those that have one */
+	struct xacross_page *across[XCROSS_HASH];
+	struct xacross *across_room, *across_free; /* XACROSS_MAX of them; the free ones, */
+	unsigned across_used;                      /* and those that were never used */
 	/* Physical pages whose code shall float (a hash: a wrong one costs a little speed). */
 	uint64_t floating_page[(1u << XFLOAT_BITS) / 64];
 	struct memory_code_listener listener;
@@ -350,7 +372,8 @@ struct translator {
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
 	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_indirect_floating, *exit_fault,
-	    *exit_vector, *slow, *call_out, *sensitive, *string, *range_move, *warm; /* trampolines, writable view */
+	    *exit_vector, *slow, *call_out, *sensitive, *string, *range_move, *warm,
+	    *across_look; /* trampolines, writable view */
 	/* The same by view and whether it is written. */
 	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
 	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];

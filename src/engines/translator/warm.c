@@ -4,7 +4,7 @@
  * A block that is translated for the first time counts down with each entry. When the count ends and that did not take
  * long, the block is hot, whatever its first entries looked like (translator_heat): it is translated once more, with
  * ranges, and goes on in its neighbours, which have been run often enough by then for their branches to be known. What
- * takes long counts again, a few times.
+ * takes long counts again, a few times, then with more entries: so much is not lost to the host's other work.
  */
 #include "engines/translator/translation.h"
 
@@ -13,8 +13,9 @@
 
 #define COUNT_FIRST   64u /* entries, before the time is taken */
 #define COUNT_ENTRIES 4096u
-#define COUNT_QUICK   150u /* ticks of the TSC for an entry */
-#define COUNTS        3u   /* in vain, before it is given up */
+#define COUNT_QUICK   250u /* ticks of the TSC for an entry */
+#define COUNTS        3u   /* in vain, before more are counted, and as many before it is given up */
+#define COUNT_LONGER  16u  /* times as many then */
 #define COUNT_LENGTH  14   /* bytes of code */
 
 /* ---- at run time ---- */
@@ -38,20 +39,20 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 	struct xsite *site = (struct xsite *)t->exit_argument;
 	struct block *block = site->block;
 	uint32_t now = xrange_time(__rdtsc());
+	uint64_t counted = COUNT_ENTRIES * (site->misses >= COUNTS ? COUNT_LONGER : 1);
 
 	(void)unused;
-	site->count = COUNT_ENTRIES;
-	if (in_tests(t) ||
-	    (site->since && now - site->since < COUNT_ENTRIES * (uint64_t)COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
+	if (in_tests(t) || (site->since && now - site->since < counted * COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
 		stop_counting(t, site);
 		t->counters.joined += !block->joined;
 		block->joined = block->hot = true;
 		block->apart = 0; /* with ranges, groups may lie on two pages */
 		block->scattered = 0;
 		runtime_translate_again(t, block);
-	} else if (++site->misses == COUNTS) {
+	} else if (++site->misses == 2 * COUNTS) {
 		stop_counting(t, site);
 	}
+	site->count = COUNT_ENTRIES * (site->misses >= COUNTS ? COUNT_LONGER : 1);
 	site->since = now ? now : 1;
 	return 0;
 }

@@ -78,7 +78,7 @@ static void describe_operand(struct translation *tr, const struct item *item, st
 	p->floating_operand = false;
 	p->index = address_gpr(o->mem.index);
 	if (o->mem.base == ZYDIS_REGISTER_RIP || o->mem.base == ZYDIS_REGISTER_EIP) {
-		p->displacement += (int64_t)(tr->rip + item->offset + item->i.length);
+		p->displacement += (int64_t)(tr->rip + (uint64_t)(int64_t)item->offset + item->i.length);
 		p->floating_operand = tr->floating;
 		p->base = NONE;
 	} else {
@@ -98,7 +98,7 @@ void x87_executed(struct translation *tr, const struct item *item)
 	}
 	struct xpointers *p = &t->pointers[t->pointers_count++];
 	*p = tr->pointers ? *tr->pointers : (struct xpointers){0};
-	p->fip = (tr->rip + item->offset) & tr->rip_mask;
+	p->fip = (tr->rip + (uint64_t)(int64_t)item->offset) & tr->rip_mask;
 	p->floating = tr->floating;
 	p->fop = item->form->x87_opcode;
 	if (item->form->memory_size)
