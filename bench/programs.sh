@@ -1,4 +1,4 @@
-# Real programs, timed one by one: `sh programs.sh REPEAT`, in a Debian with them (bench/debian). Prints "@@P NAME SECONDS CHECK CPU" for each.
+# Real programs, timed one by one: `sh programs.sh REPEAT`, in a Debian with them (bench/debian). Prints "@@P NAME SECONDS CHECK CPU FIRST" for each.
 # As a guest's init it is read from the second disk; natively in a chroot of the same files.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C TERM=dumb HOME=/root PYTHONHASHSEED=0
 if [ $$ = 1 ]; then
@@ -22,18 +22,19 @@ take_cpu() {
 	cpu=$(awk 'NR == 2 { gsub(/s/, ""); split($1, u, "m"); split($2, s, "m"); print 60 * (u[1] + s[1]) + u[2] + s[2] }' $work/times)
 }
 
-# run NAME COMMAND: the best of some runs; the check is the output's; CPU is per run.
+# run NAME COMMAND: the best of some runs, and the first; the check is the output's; CPU is per run.
 run() {
-	best= check=
+	best= check= first=
 	take_cpu
 	used=$cpu
 	for _ in $(seq "$repeat"); do
 		start=$(now)
 		check=$(sh -c "$2" 2>&1 | cksum | cut -d' ' -f1)
 		best=$(echo "$start $(now) ${best:-1e9}" | awk '{ t = $2 - $1; print t < $3 ? t : $3 }')
+		first=${first:-$best}
 	done
 	take_cpu
-	echo "@@P $1 $best $check $(echo "$used $cpu $repeat" | awk '{ print ($2 - $1) / $3 }')"
+	echo "@@P $1 $best $check $(echo "$used $cpu $repeat" | awk '{ print ($2 - $1) / $3 }') $first"
 }
 
 awk 'BEGIN { for (i = 0; i < 150; i++) {
