@@ -226,8 +226,10 @@ static int wait_for_events(struct event_loop *loop, struct epoll_event *events, 
 		return epoll_wait(loop->epoll, events, room, timeout);
 	bool looked = busy_wait_begin(&loop->wait), worked = false;
 	int count = looked ? poll_a_while(loop, events, room, &worked) : 0;
-	if (worked || count > 0)
+	if (worked || count > 0) {
+		busy_wait_found(&loop->wait);
 		return count;
+	}
 	count = epoll_wait(loop->epoll, events, room, timeout);
 	busy_wait_slept(&loop->wait, looked);
 	return count;

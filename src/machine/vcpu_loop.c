@@ -40,6 +40,21 @@ void vcpu_kick(struct vcpu *vcpu, uint32_t attention)
 		syscall(SYS_futex, &vcpu->attention, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 
+/* Until a kick, or for `ns` (0: without end). */
+static void sleep_in_futex(struct vcpu *vcpu, uint64_t ns)
+{
+	struct vcpu_thread *thread = vcpu->thread;
+	struct timespec time = {.tv_nsec = (long)ns};
+
+	atomic_store(&thread->sleeping, true);
+	do {
+		if (atomic_load(&vcpu->attention))
+			break;
+		syscall(SYS_futex, &vcpu->attention, FUTEX_WAIT_PRIVATE, 0, ns ? &time : NULL, NULL, 0);
+	} while (!ns);
+	atomic_store(&thread->sleeping, false);
+}
+
 /*
  * Sleeps until vcpu->attention is not 0, or looks for a while first whether a kick comes. A kick between the caller's last look and the
  * sleep is seen by the futex's compare.
@@ -48,18 +63,22 @@ static void sleep_until_kicked(struct vcpu *vcpu)
 {
 	struct vcpu_thread *thread = vcpu->thread;
 	bool looks = busy_wait_begin(&thread->wait);
+	uint64_t nap = looks ? busy_wait_nap(&thread->wait) : 0;
 
+	if (nap) {
+		sleep_in_futex(vcpu, nap);
+		busy_wait_napped(&thread->wait);
+	}
 	for (bool more = looks; more; more = busy_wait_goes_on(&thread->wait)) {
 		for (unsigned i = 0; i < HALT_LOOKS; i++) {
-			if (atomic_load(&vcpu->attention))
+			if (atomic_load(&vcpu->attention)) {
+				busy_wait_found(&thread->wait);
 				return;
+			}
 			__builtin_ia32_pause();
 		}
 	}
-	atomic_store(&thread->sleeping, true);
-	while (atomic_load(&vcpu->attention) == 0)
-		syscall(SYS_futex, &vcpu->attention, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
-	atomic_store(&thread->sleeping, false);
+	sleep_in_futex(vcpu, 0);
 	busy_wait_slept(&thread->wait, looks);
 }
 

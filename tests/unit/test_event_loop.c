@@ -15,6 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "host/busy_wait.h"
 #include "host/event_loop.h"
 
 struct reader {
@@ -278,12 +279,49 @@ static void test_busy_waiting(void **state)
 	close(partner.fd);
 }
 
+/* Short waits are looked through at once; longer ones where all of the last few were so; one that is too long ends it. */
+static void test_wait_lengths(void **state)
+{
+	struct busy_wait wait = {.possible = true};
+
+	assert_int_equal(busy_wait_length(&wait), 0);
+	busy_wait_learn(&wait, 50000, false, true);
+	assert_int_equal(busy_wait_length(&wait), BUSY_WAIT_NS);
+	for (unsigned i = 0; i < BUSY_WAIT_RECENT; i++)
+		busy_wait_learn(&wait, 20000000, true, true);
+	assert_true(busy_wait_length(&wait) < BUSY_WAIT_NS);
+	for (unsigned i = 0; i < 8; i++)
+		busy_wait_learn(&wait, 20000000, true, true);
+	assert_int_equal(busy_wait_length(&wait), 0);
+	for (unsigned i = 0; i < BUSY_WAIT_RECENT; i++) {
+		assert_int_equal(busy_wait_length(&wait), 0);
+		busy_wait_learn(&wait, 300000, false, true);
+	}
+	assert_int_equal(busy_wait_length(&wait), 450000);
+	assert_true(busy_wait_begin(&wait));
+	assert_in_range(busy_wait_nap(&wait), 1, 150000);
+	for (unsigned i = 0; i < 3 * BUSY_WAIT_RECENT; i++) {
+		busy_wait_learn(&wait, 500000 + i, true, false);
+		assert_true(busy_wait_length(&wait) <= BUSY_WAIT_LONG_NS);
+	}
+	assert_int_equal(busy_wait_length(&wait), BUSY_WAIT_LONG_NS);
+	busy_wait_learn(&wait, BUSY_WAIT_LONG_NS + 1, true, true);
+	for (unsigned i = 0; i < BUSY_WAIT_RECENT; i++) {
+		assert_int_equal(busy_wait_length(&wait), 0);
+		busy_wait_learn(&wait, 0, true, false);
+	}
+	assert_true(busy_wait_length(&wait) <= 1);
+	busy_wait_begin(&wait);
+	assert_int_equal(busy_wait_nap(&wait), 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(test_reads),   cmocka_unit_test(test_removal_in_batch),
-	    cmocka_unit_test(test_change),  cmocka_unit_test(test_regular_file),
-	    cmocka_unit_test(test_threads), cmocka_unit_test(test_busy_waiting),
+	    cmocka_unit_test(test_reads),        cmocka_unit_test(test_removal_in_batch),
+	    cmocka_unit_test(test_change),       cmocka_unit_test(test_regular_file),
+	    cmocka_unit_test(test_threads),      cmocka_unit_test(test_busy_waiting),
+	    cmocka_unit_test(test_wait_lengths),
 	};
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
