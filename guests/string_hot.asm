@@ -165,6 +165,7 @@ note:
 
 %macro BIG_ONE 3+			; size, what RSI and RDI are together at the end, instruction
 	mov	dword [middle], 0
+	mov	dword [tries], 20000		; a quick one is over before an interrupt comes, most times
 	mov	ebp, 60
 %%again:
 	mov	qword [inside], %%at
@@ -180,7 +181,9 @@ note:
 	CHECK	rdi, %2
 	cmp	dword [middle], 5
 	ja	%%enough
-	dec	ebp
+	inc	ebp
+	and	ebp, 127
+	dec	dword [tries]
 	jnz	%%again
 %%enough:
 	cmp	dword [middle], 5
@@ -214,3 +217,4 @@ section .data
 	align	8
 inside:	dq 0
 middle:	dd 0
+tries:	dd 0

@@ -408,7 +408,7 @@ static struct block *decode_block(struct vcpu *vcpu, uint64_t linear, uint64_t p
 		advance(vcpu);
 	struct block *block = (struct block *)(cache->arena + cache->low);
 	memset(block, 0, sizeof(*block));
-	block->mode = interpreter->mode;
+	block->mode = (uint8_t)interpreter->mode;
 	block->physical = physical;
 	block->generation_now =
 	    ram ? &vcpu->memory->code_generation[physical >> MEMORY_PAGE_SHIFT] : &cache->no_generation;

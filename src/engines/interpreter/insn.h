@@ -72,31 +72,36 @@ struct link {
 	struct block *block;
 };
 
+/*
+ * In memory in the order of what is looked at together, cache line by cache line: to find and enter it, where it leads, its
+ * first slots.
+ */
 struct block {
 	_Atomic uint32_t *generation_now; /* of the page that holds the code */
 	uint32_t generation;              /* when it was decoded; differs: the block is dead */
-	uint32_t mode;
-	uint64_t physical;          /* of the first byte */
-	struct block *next;         /* in its hash chain */
-	struct block *next_in_part; /* of the cache */
-	struct link link[2];        /* of the terminal instruction: taken, not taken */
-	uint16_t length;            /* of the code, in bytes */
-	uint16_t count;             /* instructions */
+	uint32_t second_generation;
+	uint64_t physical;    /* of the first byte */
+	struct block *next;   /* in its hash chain */
+	const uint8_t *bytes; /* what was decoded */
+	uint16_t length;      /* of the code, in bytes */
+	uint16_t count;       /* instructions */
+	uint8_t mode;
 	/* An instruction that crosses into another page stands alone in its block, which is not chained. */
-	bool crosses;
-	bool rooted;        /* the translator's: it cannot float */
-	bool hot;           /* the translator's: its first entries came quickly one after the other */
-	bool extended;      /* the translator's: its translation went on in another block */
-	bool joined;        /* the translator's: it was translated again when it was seen to be hot */
+	bool crosses : 1;
+	bool open : 1;      /* the last instruction is not terminal: a slot that ends the block follows it */
+	bool rooted : 1;    /* the translator's: it cannot float */
+	bool hot : 1;       /* the translator's: its first entries came quickly one after the other */
+	bool extended : 1;  /* the translator's: its translation went on in another block */
+	bool joined : 1;    /* the translator's: it was translated again when it was seen to be hot */
 	uint8_t strayed;    /* the translator's: times that it was found to go on in pages that are others now */
-	bool open;          /* the last instruction is not terminal: a slot that ends the block follows it */
 	uint64_t scattered; /* the translator's: instructions whose accesses jump about, bit n: of number n */
 	uint64_t apart; /* the same: those that shall not begin a group of accesses, whose checks failed too often */
-	uint64_t second_page; /* all ones: the block ends with bytes that are no instruction */
-	uint32_t second_generation;
-	const uint8_t *bytes; /* what was decoded */
+	struct block *next_in_part; /* of the cache */
+	struct link link[2];        /* of the terminal instruction: taken, not taken */
+	uint64_t second_page;       /* all ones: the block ends with bytes that are no instruction */
 	struct insn insn[];
 };
+_Static_assert(sizeof(struct block) == 128, "blocks begin with a cache line, and so do their slots");
 
 /* Mode bits: what decoding depends on. */
 #define MODE_SIZE    0x03u /* 0: 16-bit code, 1: 32, 2: 64 */

@@ -250,12 +250,10 @@ static void find_flags(const ZydisDecodedInstruction *i, const ZydisDecodedOpera
 		*killed = 0;
 }
 
-/* The interpreter's first slot of instruction `number`. */
-static const struct insn *find_slot(const struct block *block, unsigned number)
+/* The interpreter's first slot of instruction `number`: `slot`, or one behind it. */
+static const struct insn *find_slot(const struct insn *slot, unsigned number)
 {
-	const struct insn *slot = &block->insn[1]; /* behind the heat slot */
-
-	while (slot->number != number || slot == block->insn)
+	while (slot->number != number)
 		slot++;
 	return slot;
 }
@@ -561,6 +559,7 @@ static bool find_part(struct translation *tr)
 static bool add_part(struct translation *tr, unsigned part, bool *useful)
 {
 	const struct block *block = tr->part[part].block;
+	const struct insn *slot = &block->insn[1]; /* behind the heat slot */
 	unsigned offset = 0;
 
 	for (unsigned n = 0; n < block->count && tr->count < BLOCK_MAX; n++) {
@@ -578,7 +577,7 @@ static bool add_part(struct translation *tr, unsigned part, bool *useful)
 		item->kind = classify(tr, item, block->bytes + offset);
 		if (tr->t->lockstep && !repeatable(item))
 			item->kind = KIND_FALLBACK;
-		item->slot = find_slot(block, n);
+		item->slot = slot = find_slot(slot, n);
 		item->slots = count_slots(block, item, n);
 		find_flags(&item->i, item->operand, &item->read, &item->killed);
 		if (item->kind == KIND_SYSTEM || item->kind == KIND_SYSTEM_END)

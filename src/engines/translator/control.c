@@ -508,7 +508,7 @@ static void emit_indirect_miss(struct translation *tr, const struct pending *p)
 	site->release = (uint16_t)p->release;
 	site->undo = (uint8_t)p->undo;
 	emit_push_address(&tr->e, xabs(site));
-	emit_jump_to(&tr->e, tr->floating ? t->exit_indirect_floating : t->exit_indirect);
+	emit_jump_to(&tr->e, tr->floating ? t->exit_indirect_floating : t->exit_indirect[tr->code_view]);
 }
 
 /* The stub of another way out by the link of pending `n`, which does the same: those of a link are close together. Or NULL. */

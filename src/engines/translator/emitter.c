@@ -1,32 +1,6 @@
 /* Emitting x86-64 host code (SDM 2A chapter 2). */
 #include "engines/translator/emitter.h"
 
-#include <string.h>
-
-void emit_byte(struct emitter *e, unsigned byte)
-{
-	if (e->at < e->end)
-		*e->at++ = (uint8_t)byte;
-	else
-		e->full = true;
-}
-
-void emit_bytes(struct emitter *e, const void *bytes, unsigned count)
-{
-	for (unsigned i = 0; i < count; i++)
-		emit_byte(e, ((const uint8_t *)bytes)[i]);
-}
-
-void emit_u32(struct emitter *e, uint32_t value)
-{
-	emit_bytes(e, &value, 4);
-}
-
-void emit_u64(struct emitter *e, uint64_t value)
-{
-	emit_bytes(e, &value, 8);
-}
-
 /* What comes next. */
 static void note(struct emitter *e, enum relocation kind)
 {

@@ -12,6 +12,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #define NO_REGISTER 16u
 
@@ -36,10 +37,35 @@ struct emitter {
 	struct relocations *relocations; /* or NULL: nobody wants to know */
 };
 
-void emit_byte(struct emitter *e, unsigned byte);
-void emit_bytes(struct emitter *e, const void *bytes, unsigned count);
-void emit_u32(struct emitter *e, uint32_t value);
-void emit_u64(struct emitter *e, uint64_t value);
+static inline void emit_byte(struct emitter *e, unsigned byte)
+{
+	if (e->at < e->end)
+		*e->at++ = (uint8_t)byte;
+	else
+		e->full = true;
+}
+
+/* All of them, or none. */
+static inline void emit_bytes(struct emitter *e, const void *bytes, unsigned count)
+{
+	if ((size_t)(e->end - e->at) < count) {
+		e->full = true;
+		return;
+	}
+	memcpy(e->at, bytes, count);
+	e->at += count;
+}
+
+static inline void emit_u32(struct emitter *e, uint32_t value)
+{
+	emit_bytes(e, &value, sizeof(value));
+}
+
+static inline void emit_u64(struct emitter *e, uint64_t value)
+{
+	emit_bytes(e, &value, sizeof(value));
+}
+
 /* An address below 2 GiB, in 32 bits. */
 void emit_abs(struct emitter *e, uint32_t abs);
 

@@ -40,14 +40,22 @@ void find_forget(struct translator *t, const struct xblock *xblock, const uint8_
 		*known = (struct xknown){0};
 }
 
-void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
+static void put_target(struct translator *t, unsigned view, unsigned n, struct xjump jump)
 {
-	unsigned n = xjump_slot(rip);
-
-	t->jump[view][n].rip = rip;
-	t->jump[view][n].host = host;
+	t->jump[view][n] = jump;
 	t->jump_used[view][n / 64] |= 1ull << n % 64;
 	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
+void caches_enter_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
+{
+	struct xjump *jump = t->jump[view];
+	unsigned n = xjump_slot(rip), other = n ^ XJUMP_OTHER;
+
+	/* Two that are used by turns shall not take one another's place each time. */
+	if ((t->jump_used[view][n / 64] >> n % 64 & 1) && jump[n].rip != rip && xjump_slot(jump[n].rip) == n)
+		put_target(t, view, other, jump[n]);
+	put_target(t, view, n, (struct xjump){rip, host});
 }
 
 /* The page's key, from the guest's tables where nothing is to be changed in them; NO_PAGE: not that simple. */

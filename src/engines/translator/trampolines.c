@@ -496,14 +496,49 @@ static void emit_string(struct emitter *e, struct translator *t)
 	emit_jump_to(e, t->exit_slot);
 }
 
+/*
+ * The other slot where a target may be, jumped to as emit_indirect() is: on to the target, with RSP where it belongs, or
+ * further on, with `misses`.
+ */
+static void emit_other_target(struct emitter *e, const struct translator *t, unsigned code_view, uint8_t *misses[2])
+{
+	bool wide = code_view < MMU_VIEWS;
+
+	emit_rorx(e, S2, S1, 64 - 4 + XJUMP_SHIFT);
+	emit_group1(e, false, 4, S2, (XJUMP_SIZE - 1) << 4);                    /* and */
+	emit_group1(e, false, 6, S2, XJUMP_OTHER << 4);                         /* xor */
+	emit_op_indexed(e, true, 0x3b, S1, S2, xabs(&t->jump[code_view]->rip)); /* cmp */
+	misses[0] = emit_jump_if(e, CC_NE);
+	emit_compare32_abs(e, xabs(&t->vcpu->attention), 0);
+	misses[1] = emit_jump_if(e, CC_NE);
+	emit_store(e, S1, xabs(&t->target));
+	emit_pop(e, S1);
+	emit_load_short(e, 0xb7, S1, S1, offsetof(struct xsite, release));
+	emit_op_reg(e, wide, 0x01, S1, GUEST_RSP); /* add */
+	emit_load(e, S1, xabs(&t->target));
+	emit_op_indexed(e, false, 0xff, 4, S2, xabs(&t->jump[code_view]->host)); /* jmp */
+}
+
 /* Jumped to with the target in R9 and the site on the stack. The target is looked for; if it is not found, to C. */
 static void emit_indirect(struct emitter *e, struct translator *t)
 {
+	uint8_t *miss[XVIEWS][2], *miss_floating[2];
+
 	t->exit_indirect_floating = e->at;
+	emit_other_target(e, t, MMU_USER, miss_floating);
+	emit_fix(e, miss_floating[0]);
+	emit_fix(e, miss_floating[1]);
 	emit_store(e, S1, xabs(&t->target));
 	emit_load(e, S1, xabs(&t->code_page));
 	uint8_t *page = emit_jump(e);
-	t->exit_indirect = e->at;
+	for (unsigned code_view = 0; code_view < XVIEWS; code_view++) {
+		t->exit_indirect[code_view] = e->at;
+		emit_other_target(e, t, code_view, miss[code_view]);
+	}
+	for (unsigned code_view = 0; code_view < XVIEWS; code_view++) {
+		emit_fix(e, miss[code_view][0]);
+		emit_fix(e, miss[code_view][1]);
+	}
 	emit_store(e, S1, xabs(&t->target));
 	emit_op_reg(e, true, 0x31, S1, S1); /* xor */
 	emit_fix(e, page);

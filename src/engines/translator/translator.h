@@ -45,7 +45,7 @@
 #include "host/code_arena.h"
 #include "memory/memory.h"
 
-#define XTLB_BITS    12
+#define XTLB_BITS    14
 #define XTLB_ENTRIES (1u << XTLB_BITS)
 #define XJUMP_BITS   16
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
@@ -84,6 +84,8 @@ static inline unsigned xjump_slot(uint64_t rip)
 {
 	return rip >> XJUMP_SHIFT & (XJUMP_SIZE - 1);
 }
+/* Where the one goes that another one takes the slot from: looked at out of line. */
+#define XJUMP_OTHER (XJUMP_SIZE / 2)
 
 /* The same by its physical address, whatever address space is current (find.c). */
 struct xknown {
@@ -99,28 +101,29 @@ enum vector_need { VECTOR_NONE, VECTOR_SSE, VECTOR_AVX, VECTOR_AVX512 };
 
 /* A translated block; `insn[0].pointer` of its interpreter block leads here. Entries are in the writable view. */
 struct xblock {
-	uint64_t rip; /* linear address that it was translated for; floating: the offset in its page */
-	const uint8_t *entry_a, *entry_b;
-	const uint8_t *entry_i;    /* of indirect transfers: B, or what sets code_page by S1 first */
-	const uint8_t *entry_av;   /* behind A's look whether vector and x87 registers are there */
-	const uint8_t *entry_loop; /* where the block's own jump back leads */
-	const uint8_t *code;       /* writable view */
-	uint32_t size;             /* of the code, in bytes */
-	struct block *block;       /* NULL: gone, and this with it */
-	/* Those that it goes on in; offsets from the first one. */
-	struct block *more[XPARTS - 1];
-	int32_t more_base[XPARTS - 1];
-	uint8_t more_count;
-	uint32_t generation;     /* of the page when it was translated */
+	/* What is looked at to enter it, in 64 bytes. */
+	uint64_t rip;        /* linear address that it was translated for; floating: the offset in its page */
+	struct block *block; /* NULL: gone, and this with it */
+	uint32_t generation; /* of the page when it was translated */
+	uint32_t second_generation;
+	/* Of an instruction that crosses into another page: that page's generation, now and when translated; or NULL. */
+	const _Atomic uint32_t *second_now;
 	uint8_t view, code_view; /* enum mmu_view; below XVIEWS */
 	uint8_t vector;          /* enum vector_need */
 	bool x87;                /* uses the x87 unit */
 	bool flagged;            /* flags are live at the entry: A and B differ */
 	bool floating;
 	bool loose; /* where its page floats: what links cannot do, indirect transfers do */
-	/* Of an instruction that crosses into another page: that page's generation, now and when translated; or NULL. */
-	const _Atomic uint32_t *second_now;
-	uint32_t second_generation;
+	uint8_t more_count;
+	const uint8_t *entry_a, *entry_b;
+	const uint8_t *entry_i;    /* of indirect transfers: B, or what sets code_page by S1 first */
+	const uint8_t *entry_av;   /* behind A's look whether vector and x87 registers are there */
+	const uint8_t *entry_loop; /* where the block's own jump back leads */
+	const uint8_t *code;       /* writable view */
+	uint32_t size;             /* of the code, in bytes */
+	/* Those that it goes on in; offsets from the first one. */
+	int32_t more_base[XPARTS - 1];
+	struct block *more[XPARTS - 1];
 	struct xblock *next_crossing;
 	struct xacross *across;      /* of parts in other pages; or NULL */
 	struct xblock *next;         /* in its region */
@@ -371,9 +374,9 @@ struct translator {
 	_Atomic uint32_t watch_request, watch_seen;
 	_Atomic uint8_t in_code;
 	const uint8_t *enter;
-	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_indirect, *exit_indirect_floating, *exit_fault,
-	    *exit_vector, *slow, *call_out, *sensitive, *string, *range_move, *warm,
-	    *across_look; /* trampolines, writable view */
+	uint8_t *exit_slot, *exit_link, *exit_link_flags, *exit_fault, *exit_vector, *slow, *call_out, *sensitive,
+	    *string, *range_move, *warm, *across_look; /* trampolines, writable view */
+	uint8_t *exit_indirect[XVIEWS], *exit_indirect_floating;
 	/* The same by view and whether it is written. */
 	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
 	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];
