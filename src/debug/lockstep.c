@@ -115,12 +115,12 @@ static unsigned parts_of(const struct xblock *xblock)
 
 static const struct block *part_of(const struct xblock *xblock, unsigned n)
 {
-	return n ? xblock->more[n - 1] : xblock->block;
+	return n ? xblock_part(xblock, n) : xblock->block;
 }
 
 static uint64_t base_of(const struct xblock *xblock, unsigned n)
 {
-	return n ? xblock->more_base[n - 1] : 0;
+	return n ? (uint64_t)(int64_t)xblock_part_base(xblock, n) : 0;
 }
 
 static bool has_slot(const struct block *block, const struct insn *slot)

@@ -69,6 +69,10 @@ void across_begin(const struct translation *tr, struct xblock *xblock)
 		return;
 	across->xblock = xblock;
 	across->count = tr->across_count;
+	for (unsigned n = 1; n < tr->parts; n++) {
+		across->more[n - 1] = tr->part[n].block;
+		across->more_base[n - 1] = tr->part[n].base;
+	}
 	for (unsigned n = 0; n < across->count; n++)
 		across->page[n] = (struct xacross_page){
 		    .distance = (int64_t)(tr->across[n].page - (tr->rip & ~(uint64_t)(MEMORY_PAGE_SIZE - 1))),
@@ -103,6 +107,8 @@ void across_remove(struct translator *t, struct xblock *xblock)
 			*at = across->page[n].next_in_chain;
 	}
 	across_free(t, across);
+	if (across)
+		xblock->more_count = 0;
 	xblock->across = NULL;
 }
 

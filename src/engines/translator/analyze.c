@@ -501,7 +501,7 @@ struct block *hot_block(struct translation *tr, const struct link *link, uint64_
 	if (!block && tr->block->joined)
 		block = calls_known_block(tr, page + target);
 	if (!block || block->mode != tr->block->mode || block->crosses || block->rooted ||
-	    tr->count + block->count > BLOCK_MAX)
+	    tr->count + block->count > (is_through_calls(tr) ? BLOCK_MAX : BLOCK_PLAIN))
 		return NULL;
 	if (in_page(tr, target) ? block->physical != ((tr->block->physical & ~0xfffull) | (target & 0xfff)) ||
 	                              block->generation != tr->block->generation
@@ -526,7 +526,7 @@ static bool find_part(struct translation *tr)
 	uint64_t from = tr->rip + (uint64_t)(int64_t)last->offset, target, next = from + last->i.length;
 	struct block *block = tr->part[last->part].block, *taken, *other = NULL;
 
-	if (tr->parts == XPARTS || tr->block->crosses)
+	if (tr->parts == (is_through_calls(tr) ? XPARTS_CALLS : XPARTS) || tr->block->crosses)
 		return false;
 	if (last->kind != KIND_JCC && last->kind != KIND_JMP)
 		return calls_find_part(tr);
@@ -544,7 +544,10 @@ static bool find_part(struct translation *tr)
 		return false;
 	if (last->kind == KIND_JCC && leads_on(tr, from, next))
 		other = hot_block(tr, &block->link[NOT_TAKEN], next);
-	if (other && (!taken || other->insn[0].immediate >= taken->insn[0].immediate)) {
+	enum guess guess = last->kind == KIND_JCC ? calls_guess(tr, last) : GUESS_NONE;
+	if (guess == GUESS_TAKEN && taken)
+		other = NULL;
+	if (other && (!taken || guess == GUESS_NOT_TAKEN || other->insn[0].immediate >= taken->insn[0].immediate)) {
 		taken = other;
 		target = next;
 	}

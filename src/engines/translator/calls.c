@@ -112,6 +112,8 @@ struct values {
 	uint64_t value[16];
 	bool known[16];
 	int8_t root[16]; /* whose value at the entry it is; or -1 */
+	bool flags_known;
+	uint32_t flags; /* as in flags.h */
 };
 
 /* Eight bytes of the guest's memory, as its tables stand. */
@@ -171,20 +173,68 @@ static bool value_now(const struct translation *tr, const struct values *v, cons
 	}
 }
 
+/* The commonest arithmetic, of 32 and 64 bits, with its flags but AF. False: none of it, or of values that are not known. */
+static bool calculate(const struct translation *tr, struct values *v, const struct item *item, uint64_t *result)
+{
+	const ZydisDecodedOperand *o = item->operand;
+	const unsigned bits = o[0].size;
+	const uint64_t mask = bits == 64 ? ~0ull : (1ull << bits) - 1, sign = 1ull << (bits - 1);
+	uint64_t a, b, r, overflow = 0;
+	bool carry = false;
+
+	if ((bits != 32 && bits != 64) || !value_now(tr, v, item, &o[0], &a) || !value_now(tr, v, item, &o[1], &b))
+		return false;
+	b &= mask;
+	switch (item->i.mnemonic) {
+	case ZYDIS_MNEMONIC_ADD:
+		r = (a + b) & mask;
+		carry = r < a;
+		overflow = (a ^ r) & (b ^ r);
+		break;
+	case ZYDIS_MNEMONIC_SUB:
+	case ZYDIS_MNEMONIC_CMP:
+		r = (a - b) & mask;
+		carry = a < b;
+		overflow = (a ^ b) & (a ^ r);
+		break;
+	case ZYDIS_MNEMONIC_AND:
+	case ZYDIS_MNEMONIC_TEST:
+		r = a & b;
+		break;
+	case ZYDIS_MNEMONIC_OR:
+		r = a | b;
+		break;
+	case ZYDIS_MNEMONIC_XOR:
+		r = a ^ b;
+		break;
+	default:
+		return false;
+	}
+	v->flags = (carry ? HOT_CF : 0) | (r ? 0 : HOT_ZF) | (r & sign ? HOT_SF : 0) | (overflow & sign ? HOT_OF : 0) |
+	           (__builtin_parity((unsigned)r & 0xff) ? 0 : HOT_PF);
+	v->flags_known = true;
+	*result = r;
+	return true;
+}
+
 /* What an instruction does to them. */
 static void follow(const struct translation *tr, struct values *v, const struct item *item)
 {
 	const ZydisDecodedOperand *to = &item->operand[0];
 	uint64_t value = 0;
-	bool high, known = false;
+	bool high, known = false, calculated = item->kind == KIND_GENERIC && calculate(tr, v, item, &value);
 	int root = -1;
 
+	if (!calculated && item->killed)
+		v->flags_known = false;
 	if (item->kind == KIND_LEA)
 		known = address_now(tr, v, item, &item->operand[1], &value);
 	else if (item->kind == KIND_GENERIC && item->i.mnemonic == ZYDIS_MNEMONIC_MOV)
 		known = value_now(tr, v, item, &item->operand[1], &value);
-	if (known && item->kind == KIND_GENERIC && item->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER &&
-	    to->size == 64)
+	else if (calculated)
+		known = item->i.mnemonic != ZYDIS_MNEMONIC_CMP && item->i.mnemonic != ZYDIS_MNEMONIC_TEST;
+	if (known && !calculated && item->kind == KIND_GENERIC &&
+	    item->operand[1].type == ZYDIS_OPERAND_TYPE_REGISTER && to->size == 64)
 		root = v->root[operand_gpr(&item->operand[1], &high)];
 	for (unsigned n = 0; n < item->i.operand_count; n++) {
 		int gpr = operand_gpr(&item->operand[n], &high);
@@ -202,24 +252,44 @@ static void follow(const struct translation *tr, struct values *v, const struct 
 	}
 }
 
+/* As they are before an item, if the translation is run with what is in the registers now. */
+static bool values_at(const struct translation *tr, const struct item *item, struct values *v)
+{
+	for (unsigned n = 0; n < 16; n++) {
+		v->value[n] = tr->t->vcpu->state.gpr[n];
+		v->known[n] = true;
+		v->root[n] = n == RSP || (n >= R9 && n <= R11) ? (int8_t)-1 : (int8_t)n;
+	}
+	v->flags_known = false;
+	for (const struct item *at = tr->item; at < item; at++) {
+		if (at->kind == KIND_FALLBACK || at->kind == KIND_SYSTEM)
+			return false;
+		follow(tr, v, at);
+		if (at->kind == KIND_PUSH || at->kind == KIND_POP || at->kind >= KIND_JMP)
+			v->known[RSP] = false;
+	}
+	return true;
+}
+
+enum guess calls_guess(const struct translation *tr, const struct item *item)
+{
+	const uint8_t *opcode = item_bytes(tr, item) + item->i.raw.prefix_count;
+	struct values v;
+
+	if (!is_through_calls(tr) || !values_at(tr, item, &v) || !v.flags_known)
+		return GUESS_NONE;
+	return flags_condition(v.flags, (opcode[0] == 0x0f ? opcode[1] : opcode[0]) & 15) ? GUESS_TAKEN
+	                                                                                  : GUESS_NOT_TAKEN;
+}
+
 /* Where an indirect transfer would lead now. */
 static bool target_now(const struct translation *tr, struct item *item, uint64_t *target)
 {
 	struct values v;
 	uint64_t linear;
 
-	for (unsigned n = 0; n < 16; n++) {
-		v.value[n] = tr->t->vcpu->state.gpr[n];
-		v.known[n] = true;
-		v.root[n] = n == RSP || (n >= R9 && n <= R11) ? (int8_t)-1 : (int8_t)n;
-	}
-	for (const struct item *at = tr->item; at < item; at++) {
-		if (at->kind == KIND_FALLBACK || at->kind == KIND_SYSTEM)
-			return false;
-		follow(tr, &v, at);
-		if (at->kind == KIND_PUSH || at->kind == KIND_POP || at->kind >= KIND_JMP)
-			v.known[RSP] = false;
-	}
+	if (!values_at(tr, item, &v))
+		return false;
 	bool high;
 	if (item->operand[0].type == ZYDIS_OPERAND_TYPE_REGISTER)
 		item->expected = v.root[operand_gpr(&item->operand[0], &high)];
@@ -241,6 +311,15 @@ static bool recursive(const struct translation *tr, const struct block *callee)
 	return callee == tr->block;
 }
 
+static bool has_part(const struct translation *tr, uint64_t rip)
+{
+	unsigned n = 0;
+
+	while (n < tr->parts && part_rip(tr, n) != rip)
+		n++;
+	return n < tr->parts;
+}
+
 bool calls_find_part(struct translation *tr)
 {
 	struct vcpu *vcpu = tr->t->vcpu;
@@ -249,13 +328,13 @@ bool calls_find_part(struct translation *tr)
 	struct block *block = tr->part[last->part].block;
 	const struct link *link = &block->link[TAKEN];
 
-	if (!(tr->block->joined || tr->t->lockstep) || tr->code32 || tr->block->crosses ||
-	    tr->block->strayed == STRAYED_MAX || (tr->loose && !tr->floating))
+	if (!is_through_calls(tr))
 		return false;
 	switch (last->kind) {
 	case KIND_JMP:
 		target = branch_target(tr, last);
-		if (!((target ^ from) & ~PAGE_MASK))
+		/* In the page forward ones are find_part()'s; no round of a loop twice. */
+		if ((!((target ^ from) & ~PAGE_MASK) && target > from) || has_part(tr, target))
 			return false;
 		break;
 	case KIND_CALL:

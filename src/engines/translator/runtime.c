@@ -292,11 +292,11 @@ void translator_advance(struct translator *t)
 
 static bool goes_on_in(const struct xblock *xblock, const struct block *block)
 {
-	unsigned n = 0;
+	unsigned n = 1;
 
-	while (n < xblock->more_count && xblock->more[n] != block)
+	while (n <= xblock->more_count && xblock_part(xblock, n) != block)
 		n++;
-	return n < xblock->more_count;
+	return n <= xblock->more_count;
 }
 
 void translator_block_gone(struct translator *t, struct block *block)

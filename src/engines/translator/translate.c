@@ -611,7 +611,8 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		*full = true;
 		return NULL;
 	}
-	if ((tr->across_count || tr->expect_count) && !(tr->across_room = across_new(t))) {
+	if ((tr->across_count || tr->expect_count || tr->calls || tr->parts > XPARTS) &&
+	    !(tr->across_room = across_new(t))) {
 		block->strayed = STRAYED_MAX; /* it does without */
 		cursors_set(t, &before);
 		return translate_block(t, block, full);
@@ -630,9 +631,9 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		xblock->second_generation = block->second_generation;
 	}
 	tr->e = (struct emitter){.at = code, .end = code + CODE_MAX < end ? code + CODE_MAX : end};
-	for (unsigned n = 1; n < tr->parts; n++) {
+	for (unsigned n = 1; n < tr->parts && !tr->across_room; n++) {
 		xblock->more[n - 1] = tr->part[n].block;
-		xblock->more_base[n - 1] = tr->part[n].base;
+		xblock->more_base[n - 1] = (uint16_t)tr->part[n].base;
 	}
 	xblock->more_count = (uint8_t)(tr->parts - 1);
 	if (t->depot) {
@@ -652,6 +653,10 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 		across_free(t, tr->across_room);
 		*full = (tr->exhausted || (tr->e.full && tr->e.end == end)) && !regions_empty(t);
 		t->counters.failed += !*full;
+		if (!*full && is_through_calls(tr) && tr->parts > 1) { /* it does without */
+			block->strayed = STRAYED_MAX;
+			return translate_block(t, block, full);
+		}
 		if (tr->rooted) { /* for this address */
 			block->rooted = true;
 			return translate_block(t, block, full);

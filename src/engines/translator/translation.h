@@ -24,7 +24,8 @@
 #include "engines/translator/rewrite.h"
 #include "engines/translator/runtime.h"
 
-#define BLOCK_MAX   128
+#define BLOCK_MAX   192 /* instructions */
+#define BLOCK_PLAIN 64  /* without those of callees */
 #define PENDING_MAX 512
 #define PAIRS_MAX   32 /* and no more are paired */
 #define XEXPECT     3
@@ -180,7 +181,7 @@ struct translation {
 	struct block *block;
 	struct emitter e;
 	struct relocations relocations;
-	struct part part[XPARTS];
+	struct part part[XPARTS_CALLS];
 	unsigned parts;
 	struct item item[BLOCK_MAX];
 	unsigned count;
@@ -384,9 +385,17 @@ bool shared_give(const struct translation *tr, const struct translator_cursors *
 /* translate.c: --trace translate of a translation that was not made here. */
 void trace_taken(const struct translator *t, const struct xblock *xblock);
 
-/* calls.c */
+/* calls.c: may it go on in callees? */
+static inline bool is_through_calls(const struct translation *tr)
+{
+	return (tr->block->joined || tr->t->lockstep) && !tr->code32 && !tr->block->crosses &&
+	       tr->block->strayed < STRAYED_MAX && !(tr->loose && !tr->floating);
+}
 /* As find_part() for other transfers than those within a page. */
 bool calls_find_part(struct translation *tr);
+/* Where a branch leads with what is in the registers now, in such translations. */
+enum guess { GUESS_NONE, GUESS_TAKEN, GUESS_NOT_TAKEN };
+enum guess calls_guess(const struct translation *tr, const struct item *item);
 /* May parts of a translation be in the page of `target`, which `block` is in? */
 bool calls_cover(struct translation *tr, const struct block *block, uint64_t target);
 /* In first_pass(), behind an item: the caller of the next one. */

@@ -58,7 +58,8 @@
 #define XSAVED       512u
 #define XHEAT        50
 #define CALL_OUT_MAX 7  /* slots of one instruction */
-#define XPARTS       12 /* blocks in one translation */
+#define XPARTS       6  /* blocks in one translation, */
+#define XPARTS_CALLS 24 /* and in one that goes on in callees */
 #define XACROSS      4  /* pages beside its own that a translation goes through */
 #define XACROSS_MAX  8192
 #define XRETRY       200 /* entries at another address before a block is translated for that one */
@@ -121,8 +122,8 @@ struct xblock {
 	const uint8_t *entry_loop; /* where the block's own jump back leads */
 	const uint8_t *code;       /* writable view */
 	uint32_t size;             /* of the code, in bytes */
-	/* Those that it goes on in; offsets from the first one. */
-	int32_t more_base[XPARTS - 1];
+	/* Those that it goes on in; offsets from the first one. `across` has them, if there is one. */
+	uint16_t more_base[XPARTS - 1];
 	struct block *more[XPARTS - 1];
 	struct xblock *next_crossing;
 	struct xacross *across;      /* of parts in other pages; or NULL */
@@ -132,10 +133,12 @@ struct xblock {
 	struct xlink *incoming;      /* links that jump here */
 };
 
-/* The other pages of a translation (across.c). */
+/* Of a translation that goes on in callees: its parts, and the pages that they are in (across.c). */
 struct xacross {
 	struct xblock *xblock;
-	struct xacross *next; /* of those that are free */
+	struct xacross *next;                 /* of those that are free */
+	struct block *more[XPARTS_CALLS - 1]; /* as in struct xblock */
+	int32_t more_base[XPARTS_CALLS - 1];
 	unsigned count;
 	struct xacross_page {
 		int64_t distance; /* linear, from the page that it begins in */
@@ -411,6 +414,17 @@ struct translator {
 	uint64_t longest_eviction;                 /* ticks */
 	bool count_executed;                       /* translated code counts what it executes */
 };
+
+/* The block of a translation's part `n`, from 1 on, and where it begins, from the first one. */
+static inline struct block *xblock_part(const struct xblock *xblock, unsigned n)
+{
+	return xblock->across ? xblock->across->more[n - 1] : xblock->more[n - 1];
+}
+
+static inline int32_t xblock_part_base(const struct xblock *xblock, unsigned n)
+{
+	return xblock->across ? xblock->across->more_base[n - 1] : xblock->more_base[n - 1];
+}
 
 /* For absolute operands. */
 static inline uint32_t xabs(const volatile void *pointer)
