@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 MODULES = 'virtio_pci,virtio_blk,virtio_net'
 DISK_BYTES = 256 << 20
+ROUNDS = 5
 # read or write, order, bytes of a request, requests in flight
 LOADS = [(rw, *rest) for rw in ('read', 'write')
          for rest in (('seq', 1 << 20, 1), ('seq', 1 << 17, 4), ('seq', 4096, 1), ('seq', 4096, 32), ('rand', 4096, 1), ('rand', 4096, 32))]
@@ -22,13 +24,19 @@ SCRIPT = r'''
 for word in $(cat /proc/cmdline); do
 	case $word in
 	io.disk=*) loads=${word#*=} ;;
+	io.rounds=*) rounds=${word#*=} ;;
 	io.address=*) address=${word#*=} ;;
 	io.peer=*) peer=${word#*=} ;;
 	io.time=*) seconds=${word#*=} ;;
 	io.serve) serve=1 ;;
 	esac
 done
-for load in $(echo $loads | tr '+' ' '); do disk_load /dev/vda $(echo $load | tr ',' ' '); done
+# Each round when it is asked for.
+for round in $(seq ${rounds:-0}); do
+	echo @@READY$round@@
+	read line </dev/console
+	for load in $(echo $loads | tr '+' ' '); do disk_load /dev/vda $(echo $load | tr ',' ' '); done
+done
 if [ "$address" ]; then
 	ip link set lo up; ip link set eth0 up; ip addr add $address/24 dev eth0
 	sleep 1
@@ -84,7 +92,7 @@ class Guest:
             command = [machine['vmm'], 'run', '--engine', machine['engine'], '--memory', '512M', '--no-reboot',
                        '--kernel', boot[0], '--initrd', boot[1], '--append', append, *devices['ring3']]
         self.output = ''
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def until(self, marker, seconds):
@@ -102,6 +110,7 @@ class Guest:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self.process.stdin.close()
         self.process.stdout.close()
 
 
@@ -112,16 +121,30 @@ def parse_disk(text):
     return {(m[1], m[2], int(m[3]), int(m[4])): int(m[5]) / int(m[6]) * 1e9 for m in DISK_LINE.finditer(text)}
 
 
-def disk_guest(machine, boot, image, cache, milliseconds, timeout):
+def disk_native(load, image, milliseconds):
+    done = [subprocess.run([load, image, *map(str, one), str(milliseconds)], stdout=subprocess.PIPE, text=True, check=True) for one in LOADS]
+    return parse_disk(''.join(one.stdout for one in done))
+
+
+def disk_guest(machine, boot, image, cache, milliseconds, timeout, native):
+    """Rounds of native() and the guest in turn, as disks are faster at one time than at another: two lists of what they did."""
     loads = '+'.join(','.join(map(str, (*load, milliseconds))) for load in LOADS)
     devices = {'tcg': ['-drive', f'file={image},format=raw,if=virtio,cache={cache}'],
                'ring3': ['--disk', f'{image},format=raw,cache={cache}']}
-    guest = Guest(machine, boot, 'io.disk=' + loads, devices)
+    guest = Guest(machine, boot, f'io.rounds={ROUNDS} io.disk={loads}', devices)
+    both = [], []
     try:
-        guest.until('@@DONE@@', timeout)
+        for number in range(ROUNDS):
+            guest.until(f'@@READY{number + 1}@@', timeout)
+            both[0].append(native())
+            guest.output = ''
+            guest.process.stdin.write(b'\n')
+            guest.process.stdin.flush()
+            guest.until(f'@@READY{number + 2}@@' if number + 1 < ROUNDS else '@@DONE@@', timeout)
+            both[1].append(parse_disk(guest.output))
     finally:
         guest.close()
-    return parse_disk(guest.output)
+    return both
 
 
 def disk(machines, folder, options):
@@ -133,30 +156,31 @@ def disk(machines, folder, options):
         for _ in range(DISK_BYTES >> 20):
             file.write(os.urandom(1 << 20))
         os.fsync(file.fileno())
-    milliseconds = 300 if options.quick else 1000
-    columns, failures = [], []
-    print('disk: native ...', file=sys.stderr)
-    native = {}
-    for one in LOADS:
-        text = subprocess.run([load, image, *map(str, one), str(milliseconds)], stdout=subprocess.PIPE, text=True, check=True)
-        native.update(parse_disk(text.stdout))
+    milliseconds = 150 if options.quick else 500
+    columns, failures, native = [], [], []
+    copy = folder + '/guest.raw'
     for machine in machines:
         for cache in ('none',) if machine['tcg'] else ('none', 'writeback'):
             name = f'{machine["name"]} {cache}'
             print(f'disk: {name} ...', file=sys.stderr)
             try:
-                columns.append((name, disk_guest(machine, boot, image, cache, milliseconds, options.timeout)))
+                shutil.copy(image, copy)
+                subprocess.run(['sync', copy], check=True)
+                own, rates = disk_guest(machine, boot, copy, cache, milliseconds, options.timeout, lambda: disk_native(load, image, milliseconds))
+                native += own
+                columns.append((name, {key: statistics.median(b[key] / a[key] for a, b in zip(own, rates)) for key in own[0]}))
             except Failed as failure:
                 failures.append(f'disk: {name}: {failure}')
-    print('\nDisk, requests past the guest\'s page cache: fraction of the host\'s own on the same file, more is better')
+    print('\nDisk, requests past the guest\'s page cache: fraction of the host\'s own on such a file, in turn with it, more is better')
     print('(none: past the host\'s page cache, too, as the native ones; writeback: through it)')
     print(f'{"":24s}{"native MiB/s":>14s}' + ''.join(f'{name:>24s}' for name, _ in columns))
-    for key, rate in native.items():
+    rates = {key: statistics.median(one[key] for one in native) for key in native[0]} if native else {}
+    for key, rate in rates.items():
         rw, order, block, depth = key
-        cells = ''.join(f'{results[key] / rate:24.2f}' if key in results else f'{"-":>24s}' for _, results in columns)
+        cells = ''.join(f'{ratios[key]:24.2f}' for _, ratios in columns)
         print(f'{rw} {order} {block >> 10:4d} KiB x {depth:<6d}{rate * block / (1 << 20):14.1f}{cells}')
-    return failures, {'native': {str(key): rate for key, rate in native.items()},
-                      'guests': {name: {str(key): rate for key, rate in results.items()} for name, results in columns}}
+    return failures, {'native': {str(key): rate for key, rate in rates.items()},
+                      'guests': {name: {str(key): ratio for key, ratio in ratios.items()} for name, ratios in columns}}
 
 
 # ---- network ----
