@@ -50,6 +50,7 @@ guest_main:
 	call	map_all
 	call	fill
 	call	walk				; while no page has an alias
+	call	many_bases
 	mov	ebp, 4				; the first time not all is hot
 .again:
 	call	reads
@@ -63,6 +64,53 @@ guest_main:
 	call	same_page
 	dec	ebp
 	jnz	.again
+	ret
+
+; Accesses at many addresses in one block, some of them two at one, and then one on a page whose place in the TLB is the
+; first, as a supervisor who may not touch user pages: that TLB is the first one. The page is not mapped to itself.
+FIRST	equ 0x4000000
+many_bases:
+	mov	qword [pd + (FIRST >> 21) * 8], FIRST + 0x1000000 + PTE_PS + ALL
+	call	change_user_bits
+	SET_CR	cr4, CR4_SMAP
+	mov	r14d, 20			; not hot: ranges would remember
+.next:	mov	[FIRST], r14
+	mov	esi, PHYS
+	xor	eax, eax
+	call	.bases
+	sub	eax, r15d
+	or	[wrong], eax
+	mov	rax, [FIRST]
+	sub	eax, r14d
+	or	[wrong], eax
+	mov	[FIRST], r14
+	dec	r14d
+	jnz	.next
+	CLEAR_CR cr4, CR4_SMAP
+	mov	qword [pd + (FIRST >> 21) * 8], FIRST + PTE_PS + PTE_P + PTE_W
+	call	change_user_bits
+	CHECK32	[wrong], 0
+	ret
+.bases:	xor	r15d, r15d
+%assign i 0
+%rep 24
+	mov	ecx, [rsi + i * 4096]		; too far apart for one check
+%if i == 18 || i == 19
+	mov	[rsi + i * 4096], ecx
+%endif
+%assign i i + 1
+%endrep
+	ret
+
+; Of the memory that is mapped to itself.
+change_user_bits:
+	xor	ecx, ecx
+.next:	xor	qword [pd + rcx * 8], PTE_U
+	inc	ecx
+	cmp	ecx, 0x40000000 >> 21
+	jb	.next
+	mov	rax, cr3
+	mov	cr3, rax
 	ret
 
 map_all:

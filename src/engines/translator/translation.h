@@ -98,7 +98,7 @@ struct item {
 };
 
 #define NO_CALLER  -1
-#define GROUPS_MAX 24
+#define GROUPS_MAX XDELTA_SLOTS
 #define NO_GROUP   0xff
 #define NO_STREAM  0xff
 

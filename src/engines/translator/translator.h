@@ -269,7 +269,7 @@ struct xwindow {
 	uint64_t fits[6];
 } __attribute__((aligned(64)));
 #define WINDOW_LEAST 16u
-#define XDELTA_SLOTS 16
+#define XDELTA_SLOTS 24 /* one for each group of a block */
 
 /* How far a loop may go through memory on the page where it is, see stream.c. */
 struct xstream {
