@@ -107,10 +107,11 @@ static void leave_return(struct translation *tr, uint64_t next)
 static void come_behind(struct translation *tr)
 {
 	struct emitter *e = &tr->e;
+	bool shadow = tr->shadow;
 
 	tr->behind[tr->pair] = e->at;
 	tr->pair = 0;
-	tr->in_register = false;
+	tr->in_register = tr->shadow = false; /* an STI's is over when the RET comes */
 	emit_lea(e, RSP, RSP, 8);
 	if (tr->floating) {
 		emit_lea(e, S1, S1, -(int32_t)tr->next);
@@ -123,6 +124,7 @@ static void come_behind(struct translation *tr)
 	if (!in_page(tr, tr->next))
 		emit_key_check(tr, link);
 	link_jump(tr, link, emit_jump(e));
+	tr->shadow = shadow;
 }
 
 /* Where the way leads through C, the host's CALL is done by hand. Uses S2. */
