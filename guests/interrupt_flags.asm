@@ -41,6 +41,7 @@ guest_main:
 	HOOK	V, look
 	call	branches
 	call	shadow
+	call	through_callee
 	CHECK32	[wrong], 0
 	CHECK	[wrong_ip], 0
 	CHECK32	[wrong_flags], 0
@@ -127,6 +128,45 @@ PLACE .another, OR_1
 	jnz	.top
 	CHECK32	[seen], 200
 	ret
+
+; A callee opens a window by STI, closes it and returns much later: nothing of the STI's shadow is left when it does.
+through_callee:
+	call	irq_forget
+	mov	dword [seen], 0
+	mov	ebp, 640
+	mov	ebx, cell
+	jmp	.top
+	align	64
+.ipi:
+	SELF_IPI V
+	jmp	.call
+.top:
+	test	ebp, 15
+	jz	.ipi
+.call:
+	xor	edx, edx
+	call	.opens
+	dec	ebp
+	jnz	.top
+	CHECK32	[seen], 40
+	ret
+.opens:
+	sti
+	mov	rax, [rbx]
+PLACE .open, XOR_0
+	mov	rax, [rbx + 8]
+PLACE .still, XOR_0
+	cli
+	or	r8, -1
+	mov	ecx, 3
+.later:
+	dec	ecx
+	jnz	.later
+	cmp	ebp, 1000
+	ja	.never
+	ret
+.never:
+	ud2
 
 section .data
 places_end:

@@ -362,8 +362,8 @@ static void cli(PARAMETERS)
 }
 
 /*
- * After STI one instruction runs before interrupts are looked at. With the next block linked, entering it without a
- * look does just that; else the run loop sees the shadow.
+ * After STI one instruction runs before interrupts are looked at. With nothing waiting and the next block linked, it is
+ * entered without a look; else the run loop sees the shadow: all of the block may run with IF, and a CLI end it.
  */
 static void sti(PARAMETERS)
 {
@@ -377,6 +377,7 @@ static void sti(PARAMETERS)
 	vcpu->state.rip = block_rip;
 	COUNT_BLOCK;
 	if (CHAIN && link->rip == rip && link->context == vcpu->code_context &&
+	    !(shadow && atomic_load_explicit(&vcpu->attention, memory_order_relaxed)) &&
 	    atomic_load_explicit(link->block->generation_now, memory_order_relaxed) == link->block->generation) {
 		vcpu->state.interrupt_shadow = 0;
 		vcpu->state.rip = rip;
