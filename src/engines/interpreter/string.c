@@ -285,8 +285,9 @@ static void compare_strings(PARAMETERS, bool scan)
 		if (!scan)
 			count = smaller(count, span(&s, s.source, RSI, a_linear));
 		count = chunk(&s, count);
-		const uint8_t *b = count ? mmu_host_pointer(vcpu, b_linear, count * s.size, MMU_READ) : NULL;
-		const uint8_t *a = b && !scan ? mmu_host_pointer(vcpu, a_linear, count * s.size, MMU_READ) : NULL;
+		const uint8_t *a = count && !scan ? mmu_host_pointer(vcpu, a_linear, count * s.size, MMU_READ) : NULL;
+		const uint8_t *b =
+		    count && (a || scan) ? mmu_host_pointer(vcpu, b_linear, count * s.size, MMU_READ) : NULL;
 		uint64_t done = 0, x = accumulator, y;
 		bool equal;
 
