@@ -17,6 +17,7 @@
 #define SHADOWS_MAX 64
 #define REPORT_SIZE 32768
 #define UNLINKED    UINT64_MAX /* a code context that no link was made for */
+#define EFFECTS     4096       /* a power of two */
 
 /* What a unit may change. */
 struct registers {
@@ -26,6 +27,14 @@ struct registers {
 	enum mmu_view view;
 	uint8_t shadow;
 	struct x87_state x87;
+};
+
+/* What a block, all of it, does to flags (flags.h). */
+struct effect {
+	uint64_t physical;
+	uint32_t generation, mode;
+	unsigned length; /* 0: of none */
+	uint32_t kept, undefined;
 };
 
 struct lockstep {
@@ -57,6 +66,7 @@ struct lockstep {
 	bool follows;
 	uint64_t next_rip, next_instructions, next_events;
 	uint32_t next_flags;
+	struct effect effect[EFFECTS];
 
 	struct memory_write_log log;
 	uint64_t units;
@@ -234,38 +244,73 @@ static uint32_t hot_of(uint32_t flags)
 	return (flags & 0xd5) << 8 | (flags >> 11 & 1);
 }
 
+/* Of a block's instructions that begin before `end`: flags that all keep, and those that they leave undefined. */
+static void follow_flags(const struct lockstep *l, const struct block *block, unsigned end, uint32_t *kept,
+                         uint32_t *undefined)
+{
+	ZydisDecoder decoder;
+
+	guest_decoder_init(&decoder, block->mode & MODE_SIZE, l->vcpu->model);
+	*kept = ~0u;
+	*undefined = 0;
+	for (unsigned at = 0; at < end;) {
+		ZydisDecodedInstruction i;
+
+		if (!ZYAN_SUCCESS(
+		        ZydisDecoderDecodeInstruction(&decoder, NULL, block->bytes + at, block->length - at, &i))) {
+			*undefined = ~0u;
+			return;
+		}
+		const ZydisAccessedFlags *f = i.cpu_flags;
+		if (f) {
+			/* A shift by a count of 0 changes none. */
+			if (i.meta.category != ZYDIS_CATEGORY_SHIFT && i.meta.category != ZYDIS_CATEGORY_ROTATE) {
+				uint32_t written = hot_of(f->modified | f->set_0 | f->set_1);
+
+				*kept &= ~written;
+				*undefined &= ~written;
+			}
+			*undefined |= hot_of(f->undefined);
+		}
+		at += i.length;
+	}
+}
+
+/* Of `flags`, which need not agree where the unit begins, and those that its instructions leave undefined: at its end. */
+static uint32_t flags_at_end(struct lockstep *l, uint32_t flags)
+{
+	for (unsigned n = 0; n < l->ran; n++) {
+		const struct block *block = part_of(l->xblock, n);
+		uint32_t kept, undefined;
+
+		if (l->exit == LOCKSTEP_SLOT && has_slot(block, l->slot)) {
+			follow_flags(l, block, l->slot->offset, &kept, &undefined);
+		} else {
+			struct effect *e = &l->effect[block->physical % EFFECTS];
+
+			if (block->crosses || e->physical != block->physical || e->generation != block->generation ||
+			    e->mode != block->mode || e->length != block->length) {
+				follow_flags(l, block, block->length, &e->kept, &e->undefined);
+				e->physical = block->physical;
+				e->generation = block->generation;
+				e->mode = block->mode;
+				e->length = block->length;
+			}
+			kept = e->kept;
+			undefined = e->undefined;
+		}
+		flags = (flags & kept) | undefined;
+	}
+	return flags;
+}
+
 /*
  * Flags that need not agree at the unit's end: what its instructions left undefined, and what differed already and was
  * passed on.
  */
 static uint32_t tolerated_flags(struct lockstep *l)
 {
-	uint32_t tolerated = l->start_flags ^ l->start.flags;
-	ZydisDecoder decoder;
-
-	guest_decoder_init(&decoder, l->xblock->block->mode & MODE_SIZE, l->vcpu->model);
-	for (unsigned n = 0; n < l->ran; n++) {
-		const struct block *block = part_of(l->xblock, n);
-		bool here = l->exit == LOCKSTEP_SLOT && has_slot(block, l->slot);
-		unsigned end = here ? l->slot->offset : block->length;
-
-		for (unsigned at = 0; at < end;) {
-			ZydisDecodedInstruction i;
-
-			if (!ZYAN_SUCCESS(ZydisDecoderDecodeInstruction(&decoder, NULL, block->bytes + at,
-			                                                block->length - at, &i)))
-				return ~0u;
-			const ZydisAccessedFlags *f = i.cpu_flags;
-			if (f) {
-				/* A shift by a count of 0 changes none. */
-				if (i.meta.category != ZYDIS_CATEGORY_SHIFT && i.meta.category != ZYDIS_CATEGORY_ROTATE)
-					tolerated &= ~hot_of(f->modified | f->set_0 | f->set_1);
-				tolerated |= hot_of(f->undefined);
-			}
-			at += i.length;
-		}
-	}
-	return tolerated;
+	return flags_at_end(l, l->start_flags ^ l->start.flags);
 }
 
 static void compare_registers(struct lockstep *l, const struct registers *truth)
@@ -652,7 +697,9 @@ void lockstep_unit(struct lockstep *l, const struct xblock *xblock, uint32_t fla
 	}
 	l->follows = l->exit == LOCKSTEP_LINK;
 	l->next_rip = vcpu->state.rip;
-	l->next_flags = l->theirs.flags;
+	/* Who reads undefined ones reads the interpreter's. */
+	uint32_t undefined = l->follows && l->theirs.flags != truth.flags ? flags_at_end(l, 0) : 0;
+	l->next_flags = (l->theirs.flags & ~undefined) | (truth.flags & undefined);
 	l->next_events = events(vcpu);
 	l->next_instructions = vcpu->counters.instructions;
 }
