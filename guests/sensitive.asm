@@ -402,6 +402,9 @@ spaces:
 	mov	dword [A + 0x900], 0x0b0f01b0	; mov al, 1; ud2
 	mov	dword [B + 0x900], 0x0b0f02b0
 	mov	dword [C + 0x900], 0x0b0f03b0
+	mov	word [A + 0xa00], 0xe3ff	; jmp rbx
+	mov	word [B + 0xa00], 0xe3ff
+	mov	word [C + 0xa00], 0xe3ff
 	mov	qword [pml4 + 8], s_pdpt + ALL
 	mov	qword [s_pdpt], s_pd + ALL
 	mov	qword [s_pd], s_pt + ALL
@@ -490,6 +493,39 @@ spaces:
 	CHECK32	eax, 1
 	dec	ebp
 	jnz	.stale
+	; Targets of user code's jumps that were put aside: their code is written meanwhile; and later they are mapped otherwise.
+	mov	ebp, TURNS
+.aside:	lea	rbx, [r15 + 0x900]
+	mov	rax, r13
+	bts	rax, 63
+	mov	cr3, rax
+	lea	rax, [r15 + 0xa00]
+	USER	rax
+	CHECK8	al, 2
+	test	ebp, 7
+	jnz	.kept
+	mov	[A + 0x901], bpl
+.kept:	mov	cr3, r14
+	lea	rax, [r15 + 0xa00]
+	USER	rax
+	mov	ecx, ebp
+	add	ecx, 7
+	and	ecx, ~7
+	cmp	ecx, TURNS
+	jb	.byte
+	mov	ecx, TURNS
+.byte:	CHECK8	al, ecx
+	test	ebp, 15
+	jnz	.stays
+	mov	qword [s_pt], C + ALL
+	invlpg	[r15]
+	lea	rax, [r15 + 0xa00]
+	USER	rax
+	CHECK8	al, 3
+	mov	qword [s_pt], A + ALL
+	invlpg	[r15]
+.stays:	dec	ebp
+	jnz	.aside
 	; More PCIDs than anybody keeps.
 	mov	ebp, TURNS
 .many:	mov	eax, ebp

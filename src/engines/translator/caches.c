@@ -155,7 +155,7 @@ void caches_empty_targets(struct translator *t)
 	for (unsigned view = 0; view < XVIEWS; view++)
 		empty_view(t, view);
 	for (unsigned n = 0; n < MMU_SPACES; n++)
-		t->space[n].pages = 0;
+		t->space[n].pages = t->space[n].targets = 0;
 }
 
 static void enter_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical,
@@ -183,6 +183,7 @@ void caches_note_running(struct translator *t, unsigned view, uint64_t rip, uint
 
 void caches_forget_target(struct translator *t, unsigned view, uint64_t rip, const uint8_t *host)
 {
+	t->targets_forgotten++;
 	for (unsigned n = xjump_slot(rip & PAGE_MASK); n < XJUMP_SIZE; n += MEMORY_PAGE_SIZE >> XJUMP_SHIFT)
 		if ((t->jump_used[view][n / 64] >> n % 64 & 1) && t->jump[view][n].host == host)
 			drop_target(t, view, n);
@@ -245,7 +246,7 @@ static void drop_page(struct translator *t, uint64_t linear)
 
 static void forget_space(struct xspace *space)
 {
-	space->entries = space->pages = 0;
+	space->entries = space->pages = space->targets = space->loads = 0;
 }
 
 void caches_forget_spaces(struct translator *t)
@@ -276,44 +277,87 @@ static void put_pages_aside(struct translator *t, unsigned view, struct xspace *
 	FOR_WORDS(word, t->page_some[view], XPAGE_SIZE / 64)
 	FOR_BITS(n, word, t->page_used[view][word])
 	{
-		if (space->pages == XSAVED || t->page_key[view][n] == NO_PAGE)
-			continue;
+		if (space->pages == XSAVED)
+			return;
 		space->page[space->pages].key = t->page_key[view][n];
 		space->page[space->pages].view = (uint8_t)view;
 		space->page[space->pages++].index = (uint16_t)n;
 	}
-}
-
-static void put_entries_aside(struct translator *t, unsigned view, unsigned write, struct xspace *space)
-{
-	FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
+	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
+	FOR_BITS(n, word, t->jump_used[view][word])
 	{
-		uint64_t bits = t->tlb_valid[view][write][word] & ~t->tlb_global[view][write][word];
-
-		FOR_BITS(n, word, bits)
-		{
-			if (space->entries == XSAVED)
-				break;
-			space->entry[space->entries].tag = t->tlb[view][n].tag[write];
-			space->entry[space->entries].delta = t->tlb[view][n].delta[write];
-			space->entry[space->entries].index = (uint16_t)n;
-			space->entry[space->entries].view = (uint8_t)view;
-			space->entry[space->entries].write = write;
-			space->entry[space->entries++].large = t->tlb_large[view][write][word] >> n % 64 & 1;
-		}
-		drop_entries(t, view, write, word, bits);
+		if (space->targets == XSAVED)
+			return;
+		space->target[space->targets].jump = t->jump[view][n];
+		space->target[space->targets].view = (uint8_t)view;
+		space->target[space->targets++].index = (uint16_t)n;
 	}
 }
 
+#define SPACE_READ  1u
+#define SPACE_WRITE 2u
+
+static void put_entry_aside(struct translator *t, unsigned view, unsigned n, unsigned access, struct xspace *space)
+{
+	const struct xtlb_entry *entry = &t->tlb[view][n];
+	unsigned write = access == SPACE_WRITE;
+
+	if (space->entries == XSAVED)
+		return;
+	space->entry[space->entries++] = (struct xspace_entry){
+	    .tag = entry->tag[write],
+	    .delta = entry->delta[write],
+	    .index = (uint16_t)n,
+	    .view = (uint8_t)view,
+	    .access = (uint8_t)access,
+	    .large = t->tlb_large[view][write][n / 64] >> n % 64 & 1,
+	};
+}
+
+static void put_entries_aside(struct translator *t, unsigned view, struct xspace *space)
+{
+	uint64_t some[sizeof(t->tlb_some[0][0]) / sizeof(uint64_t)];
+
+	for (unsigned n = 0; n < sizeof(some) / sizeof(some[0]); n++)
+		some[n] = t->tlb_some[view][0][n] | t->tlb_some[view][1][n];
+	FOR_WORDS(word, some, XTLB_ENTRIES / 64)
+	{
+		uint64_t reads = t->tlb_valid[view][0][word] & ~t->tlb_global[view][0][word];
+		uint64_t writes = t->tlb_valid[view][1][word] & ~t->tlb_global[view][1][word];
+
+		FOR_BITS(n, word, reads | writes)
+		{
+			struct xtlb_entry *entry = &t->tlb[view][n];
+			unsigned access =
+			    (reads >> n % 64 & 1 ? SPACE_READ : 0) | (writes >> n % 64 & 1 ? SPACE_WRITE : 0);
+
+			if (access == (SPACE_READ | SPACE_WRITE) &&
+			    (entry->tag[0] != entry->tag[1] || entry->delta[0] != entry->delta[1])) {
+				put_entry_aside(t, view, (unsigned)n, SPACE_READ, space);
+				access = SPACE_WRITE;
+			}
+			put_entry_aside(t, view, (unsigned)n, access, space);
+		}
+		drop_entries(t, view, 0, word, reads);
+		drop_entries(t, view, 1, word, writes);
+	}
+}
+
+/* What was put aside so often that some of it may not be wanted any more is left behind, and built up anew. */
+#define SPACE_LOADS 16u
+
 static void put_aside(struct translator *t, struct xspace *space)
 {
+	unsigned loads = space->loads + 1;
+
 	empty_windows(t);
 	forget_space(space);
+	space->loads = loads % SPACE_LOADS;
 	space->watches = t->watches;
 	space->aliased = t->counters.aliased;
+	space->forgotten = t->targets_forgotten;
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
-		for (unsigned write = 0; write < 2; write++)
-			put_entries_aside(t, view, write, space);
+		put_entries_aside(t, view, space);
 	/* Code in global pages, and large ones, would have to be found there when its page goes. */
 	for (unsigned view = 0; view < XVIEWS; view++)
 		if (t->code_not_global[view]) {
@@ -321,19 +365,24 @@ static void put_aside(struct translator *t, struct xspace *space)
 				put_pages_aside(t, view, space);
 			empty_view(t, view);
 		}
+	if (loads == SPACE_LOADS)
+		space->entries = space->targets = 0;
 }
 
 static void put_back(struct translator *t, const struct xspace *space)
 {
 	for (unsigned i = 0; i < space->entries; i++) {
-		unsigned n = space->entry[i].index, view = space->entry[i].view, write = space->entry[i].write;
-		uint64_t tag = space->entry[i].tag, delta = space->entry[i].delta;
+		const struct xspace_entry *entry = &space->entry[i];
+		unsigned n = entry->index, view = entry->view;
+		uint64_t bit = 1ull << n % 64, tag = entry->tag, delta = entry->delta;
 
-		if ((t->tlb_valid[view][write][n / 64] >> n % 64 & 1) || (write && space->watches != t->watches))
-			continue;
 		if (space->aliased != t->counters.aliased)
 			delta = aliases_host(t, tag + delta) - tag;
-		caches_put_entry(t, view, write, n, tag, delta, false, space->entry[i].large);
+		if ((entry->access & SPACE_READ) && !(t->tlb_valid[view][0][n / 64] & bit))
+			caches_put_entry(t, view, false, n, tag, delta, false, entry->large);
+		if ((entry->access & SPACE_WRITE) && !(t->tlb_valid[view][1][n / 64] & bit) &&
+		    space->watches == t->watches)
+			caches_put_entry(t, view, true, n, tag, delta, false, entry->large);
 	}
 	for (unsigned i = 0; i < space->pages; i++) {
 		unsigned n = space->page[i].index, view = space->page[i].view;
@@ -341,6 +390,14 @@ static void put_back(struct translator *t, const struct xspace *space)
 		t->page_key[view][n] = space->page[i].key;
 		caches_note_key(t, view, n);
 		t->code_half[view][0] = t->code_half[view][1] = t->code_not_global[view] = true;
+	}
+	if (space->forgotten != t->targets_forgotten)
+		return;
+	for (unsigned i = 0; i < space->targets; i++) {
+		unsigned n = space->target[i].index, view = space->target[i].view;
+
+		t->jump[view][n] = space->target[i].jump;
+		caches_note_target(t, view, n);
 	}
 }
 
@@ -392,7 +449,7 @@ void caches_catch_up(struct translator *t)
 void caches_destroy(struct translator *t)
 {
 	free(t->space);
-	table_unmap(t->known, sizeof(*t->known) << XKNOWN_BITS);
+	table_unmap(t->known, XKNOWN_NODES * sizeof(*t->known));
 	t->space = NULL;
 	t->known = NULL;
 }
@@ -400,11 +457,12 @@ void caches_destroy(struct translator *t)
 int caches_create(struct translator *t)
 {
 	t->space = calloc(MMU_SPACES, sizeof(*t->space));
-	t->known = table_map(sizeof(*t->known) << XKNOWN_BITS, false);
+	t->known = table_map(XKNOWN_NODES * sizeof(*t->known), false);
 	if (!t->space || !t->known) {
 		caches_destroy(t);
 		return -ENOMEM;
 	}
+	t->known_used = XKNOWN_HEADS;
 	t->epoch = t->vcpu->mmu.epoch;
 	memset(t->tlb_valid, 0xff, sizeof(t->tlb_valid));
 	memset(t->jump_used, 0xff, sizeof(t->jump_used));

@@ -327,7 +327,7 @@ void translator_flush(struct translator *t)
 	memset(t->page_blocks, 0, sizeof(t->page_blocks));
 	memset(t->crossing, 0, sizeof(t->crossing));
 	across_flush(t);
-	madvise(t->known, sizeof(*t->known) << XKNOWN_BITS, MADV_DONTNEED);
+	find_flush(t);
 	caches_empty_targets(t);
 }
 

@@ -50,6 +50,9 @@ uint64_t translator_string_slow(struct translator *t, enum xstring_result result
 /* find.c */
 void find_enter(struct translator *t, const struct xblock *xblock, const uint8_t *host);
 void find_forget(struct translator *t, const struct xblock *xblock, const uint8_t *host);
+void find_flush(struct translator *t); /* nothing is known any more */
+/* What is known of the page of `rip` gets into `jump`: it came into use, in this view. */
+void find_page(struct translator *t, unsigned view, uint64_t rip, uint64_t physical);
 /* The executable address for `rip`, which `jump` has then; or NULL. The caches have been caught up. */
 const uint8_t *find_target(struct translator *t, unsigned code_view, uint64_t rip);
 /*
@@ -224,18 +227,29 @@ static inline void caches_note_key(struct translator *t, unsigned view, unsigned
 	t->page_some[view][n / 4096] |= 1ull << n / 64 % 64;
 }
 
+/* jump[view][n] is in use. */
+static inline void caches_note_target(struct translator *t, unsigned view, unsigned n)
+{
+	t->jump_used[view][n / 64] |= 1ull << n % 64;
+	t->jump_some[view][n / 4096] |= 1ull << n / 64 % 64;
+}
+
 /* Translated code of a page, whose properties these are, may be reached: see caches_enter_code(). */
 static inline void caches_note_code(struct translator *t, unsigned view, uint64_t rip, uint64_t physical, bool large,
                                     bool global)
 {
 	unsigned n = rip >> 12 & (XPAGE_SIZE - 1);
+	uint64_t key = xpage_key(rip, physical);
 
 	t->code_half[view][rip >> 63] = true;
 	t->code_large[view] |= large;
 	t->code_global[view] |= global;
 	t->code_not_global[view] |= !global;
-	t->page_key[view][n] = xpage_key(rip, physical);
+	if (t->page_key[view][n] == key)
+		return;
+	t->page_key[view][n] = key;
 	caches_note_key(t, view, n);
+	find_page(t, view, rip, physical);
 }
 
 /* The block is translated anew when it is entered next. */

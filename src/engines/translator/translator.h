@@ -49,7 +49,6 @@
 #define XTLB_ENTRIES (1u << XTLB_BITS)
 #define XJUMP_BITS   16
 #define XJUMP_SIZE   (1u << XJUMP_BITS)
-#define XKNOWN_BITS  16
 #define XPAGE_SIZE   16384u
 #define XVIEWS       (2 * MMU_VIEWS) /* of code: the views in 64-bit code, then in 32-bit code */
 #define XPAGE_HASH   4096u
@@ -88,12 +87,20 @@ static inline unsigned xjump_slot(uint64_t rip)
 /* Where the one goes that another one takes the slot from: looked at out of line. */
 #define XJUMP_OTHER (XJUMP_SIZE / 2)
 
-/* The same by its physical address, whatever address space is current (find.c). */
+/*
+ * The same by their physical addresses, whatever address space is current: some of one page (find.c). Nodes of pages that
+ * share a head are chained.
+ */
+#define XKNOWN_HEADS   16384u
+#define XKNOWN_NODES   32768u /* with the heads */
+#define XKNOWN_TARGETS 5u
 struct xknown {
-	uint64_t key;  /* physical address and code view; 0: none */
-	uint64_t page; /* the linear page that the translation is for, or XKNOWN_FLOATS */
-	const uint8_t *host;
-};
+	uint64_t key;  /* number of the physical page, and code view */
+	uint64_t page; /* the linear page that they are for, or XKNOWN_FLOATS */
+	uint32_t next; /* number of a node, or 0 */
+	uint32_t count;
+	uint64_t target[XKNOWN_TARGETS]; /* offset in the page, and above it the translation's in the arena */
+} __attribute__((aligned(64)));
 #define XKNOWN_FLOATS 1u
 
 /* Which vector registers a block uses: each includes the ones before. */
@@ -229,23 +236,30 @@ struct xsite {
 
 /*
  * What was in the caches of an address space that is not current, and comes back with it: entries that are not global,
- * and which pages user code is in.
+ * which pages user code is in, and targets there.
  */
 struct xspace {
-	unsigned entries, pages;
-	uint64_t aliased; /* counters.aliased then */
-	uint64_t watches; /* t->watches then: write entries are void when a page was watched since */
-	struct {
+	unsigned entries, pages, targets;
+	unsigned loads;     /* since it was built up anew */
+	uint64_t aliased;   /* counters.aliased then */
+	uint64_t watches;   /* t->watches then: write entries are void when a page was watched since */
+	uint32_t forgotten; /* t->targets_forgotten then: targets are void when one was forgotten since */
+	struct xspace_entry {
 		uint64_t tag, delta;
 		uint16_t index;
-		uint8_t view;
-		bool write, large;
+		uint8_t view, access; /* SPACE_READ, SPACE_WRITE or both */
+		bool large;
 	} entry[XSAVED];
 	struct {
 		uint64_t key;
 		uint16_t index;
 		uint8_t view;
 	} page[XSAVED];
+	struct {
+		struct xjump jump;
+		uint16_t index;
+		uint8_t view;
+	} target[XSAVED];
 };
 
 /* A part of the room for translations (regions.c): offsets in the arena, and numbers in the tables. */
@@ -324,7 +338,9 @@ struct translator {
 	bool code_half[XVIEWS][2], code_large[XVIEWS], code_global[XVIEWS], code_not_global[XVIEWS];
 	uint64_t watches;
 	struct xspace *space; /* MMU_SPACES of them */
-	struct xknown *known;
+	struct xknown *known; /* XKNOWN_NODES of them; the heads, and up to known_used, are in use */
+	uint32_t known_used;
+	uint32_t targets_forgotten; /* so many times */
 	struct aliases *aliases;
 	const uint64_t *alias_of_page; /* alias.c's own; NULL: there are none */
 	uint64_t missed;               /* linear address of the access whose page is looked for */
