@@ -1,10 +1,11 @@
 /*
- * Blocks that turn out to be hot.
+ * Blocks that turn out to be warm, and hot.
  *
- * A block that is translated for the first time counts down with each entry. When the count ends and that did not take
- * long, the block is hot, whatever its first entries looked like (translator_heat): it is translated once more, with
- * ranges, and goes on in its neighbours, which have been run often enough by then for their branches to be known. What
- * takes long counts again, a few times, then with more entries: so much is not lost to the host's other work.
+ * A block that is translated for the first time counts down with each entry. When the count ends and that did not take too
+ * long, the block is warm: it is translated once more, and goes on in its neighbours and in what it calls, which have been
+ * run often enough by then for their branches to be known. If it took very little time it is hot, whatever its first
+ * entries looked like (translator_heat): its accesses get ranges, too. A loop that is warm counts on, as it may become hot;
+ * what takes long counts again, a few times, then with more entries: so much is not lost to the host's other work.
  */
 #include "engines/translator/translation.h"
 
@@ -13,10 +14,11 @@
 
 #define COUNT_FIRST   64u /* entries, before the time is taken */
 #define COUNT_ENTRIES 4096u
-#define COUNT_QUICK   250u /* ticks of the TSC for an entry */
-#define COUNTS        3u   /* in vain, before more are counted, and as many before it is given up */
-#define COUNT_LONGER  16u  /* times as many then */
-#define COUNT_LENGTH  14   /* bytes of code */
+#define COUNT_QUICK   250u   /* ticks of the TSC for an entry: hot */
+#define COUNT_WARM    30000u /* and warm: a translation costs what some thousand entries gain */
+#define COUNTS        3u     /* in vain, before more are counted, and as many before it is given up */
+#define COUNT_LONGER  16u    /* times as many then */
+#define COUNT_LENGTH  14     /* bytes of code */
 
 /* ---- at run time ---- */
 
@@ -34,25 +36,43 @@ static void stop_counting(struct translator *t, const struct xsite *site)
 	t->patched = true;
 }
 
+/* The entries that are counted. */
+static uint32_t count_of(const struct translator *t, const struct block *block, const struct xsite *site)
+{
+	if (in_tests(t))
+		return COUNT_FIRST;
+	return COUNT_ENTRIES * (block->joined || site->misses >= COUNTS ? COUNT_LONGER : 1);
+}
+
+/* Did the count end within `each` ticks for an entry? */
+static bool within(const struct xsite *site, uint32_t now, uint64_t counted, uint64_t each)
+{
+	return site->since && now - site->since < counted * each >> XRANGE_TIME_SHIFT;
+}
+
 uint64_t translator_warm(struct translator *t, uint64_t unused)
 {
 	struct xsite *site = (struct xsite *)t->exit_argument;
 	struct block *block = site->block;
-	uint32_t now = xrange_time(__rdtsc());
-	uint64_t counted = COUNT_ENTRIES * (site->misses >= COUNTS ? COUNT_LONGER : 1);
+	uint32_t now = xrange_time(__rdtsc()), counted = count_of(t, block, site);
+	/* In tests some are warm first. */
+	bool quick = in_tests(t) ? block->joined || (block->physical & 16) : within(site, now, counted, COUNT_QUICK);
 
 	(void)unused;
-	if (in_tests(t) || (site->since && now - site->since < counted * COUNT_QUICK >> XRANGE_TIME_SHIFT)) {
+	if (quick || (!block->joined && (in_tests(t) || within(site, now, counted, COUNT_WARM)))) {
 		stop_counting(t, site);
 		t->counters.joined += !block->joined;
-		block->joined = block->hot = true;
-		block->apart = 0; /* with ranges, groups may lie on two pages */
-		block->scattered = 0;
+		block->joined = true;
+		if (quick) {
+			block->hot = true;
+			block->apart = 0; /* with ranges, groups may lie on two pages */
+			block->scattered = 0;
+		}
 		runtime_translate_again(t, block);
 	} else if (++site->misses == 2 * COUNTS) {
 		stop_counting(t, site);
 	}
-	site->count = COUNT_ENTRIES * (site->misses >= COUNTS ? COUNT_LONGER : 1);
+	site->count = count_of(t, block, site);
 	site->since = now ? now : 1;
 	return 0;
 }
@@ -64,7 +84,8 @@ void emit_count_down(struct translation *tr)
 {
 	struct emitter *e = &tr->e;
 
-	if (tr->block->joined || tr->block->crosses || tr->in_register || tr->t->lockstep)
+	if ((tr->block->joined && (tr->block->hot || !is_loop(tr))) || tr->block->crosses || tr->in_register ||
+	    tr->t->lockstep)
 		return;
 	struct xsite *site = new_site(tr, &tr->item[0], 0, false);
 	site->block = tr->block;
