@@ -52,11 +52,12 @@ int regions_create(struct translator *t, uint64_t share)
 	t->pointers_room = t->link_room / 8 + 64;
 	t->range_room = t->site_room / 2;
 	t->xblocks = table_map(t->xblock_room * sizeof(*t->xblocks), false);
+	t->counts = table_map(t->xblock_room * sizeof(*t->counts), true);
 	t->links = table_map(t->link_room * sizeof(*t->links), true);
 	t->sites = table_map(t->site_room * sizeof(*t->sites), true);
 	t->pointers = table_map(t->pointers_room * sizeof(*t->pointers), true);
 	t->ranges = table_map(t->range_room * sizeof(*t->ranges), true);
-	if (!t->xblocks || !t->links || !t->sites || !t->pointers || !t->ranges)
+	if (!t->xblocks || !t->counts || !t->links || !t->sites || !t->pointers || !t->ranges)
 		return -1;
 	for (unsigned n = 0; n < t->regions; n++)
 		t->region[n] = (struct xregion){
@@ -80,6 +81,7 @@ int regions_create(struct translator *t, uint64_t share)
 void regions_destroy(struct translator *t)
 {
 	table_unmap(t->xblocks, t->xblock_room * sizeof(*t->xblocks));
+	table_unmap(t->counts, t->xblock_room * sizeof(*t->counts));
 	table_unmap(t->links, t->link_room * sizeof(*t->links));
 	table_unmap(t->sites, t->site_room * sizeof(*t->sites));
 	table_unmap(t->pointers, t->pointers_room * sizeof(*t->pointers));
@@ -135,6 +137,7 @@ void regions_flush(struct translator *t)
 	if (used) { /* the host gets its memory back */
 		code_arena_give_back(&t->arena, t->region[0].code);
 		madvise(t->xblocks, t->xblock_room * sizeof(*t->xblocks), MADV_DONTNEED);
+		madvise(t->counts, t->xblock_room * sizeof(*t->counts), MADV_DONTNEED);
 		madvise(t->links, t->link_room * sizeof(*t->links), MADV_DONTNEED);
 		madvise(t->sites, t->site_room * sizeof(*t->sites), MADV_DONTNEED);
 		madvise(t->pointers, t->pointers_room * sizeof(*t->pointers), MADV_DONTNEED);

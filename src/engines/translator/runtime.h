@@ -166,8 +166,11 @@ void range_emit_move(struct emitter *e,
 /* Trampolines: behind the one above, and those for what is not in the TLB either. */
 void range_emit_misses(struct emitter *e, struct translator *t);
 
-/* warm.c: a count ended, that of site exit_argument. Always 0. */
+/* warm.c: a count ended, that of site exit_argument. What it goes on with. */
 uint64_t translator_warm(struct translator *t, uint64_t unused);
+/* A translation's count of the entries that are left; and it begins. */
+uint32_t *warm_count(const struct translator *t, const struct xblock *xblock);
+void warm_begin(struct translator *t, const struct xblock *xblock);
 
 /* alias.c: 0 or -1, and what there is must be destroyed. */
 int aliases_create(struct translator *t);

@@ -37,13 +37,14 @@ enum base {
 	BASE_SITES, /* the translation's first */
 	BASE_LINKS,
 	BASE_RANGES,
+	BASE_COUNT,
 	BASE_CODE,    /* a displacement: the code's offset in the arena is subtracted */
 	BASE_ROUTINE, /* a displacement: number of a string routine */
 	BASE_POINTER, /* 64 bits: offset in the block's slots, or XBLOCK */
 };
-#define BASE_SHIFT   13 /* above the place's offset in the code */
+#define BASE_SHIFT   28 /* above the place's offset in the code */
 #define PLACE_MASK   ((1u << BASE_SHIFT) - 1)
-#define CODE_LONGEST PLACE_MASK
+#define CODE_LONGEST 8191u
 #define XBLOCK       UINT64_MAX
 #define RETAKE_DEPOT (4u << 20)
 #define WRITER_NS    500000000
@@ -71,7 +72,7 @@ struct parts {
 	struct xlink *links;
 	struct xpointers *pointers;
 	struct seed *ranges;
-	uint16_t *places;
+	uint32_t *places;
 	uint8_t *guest, *code;
 };
 
@@ -82,7 +83,7 @@ static size_t divide(const struct shared *s, uint32_t length, struct parts *p)
 	p->links = (struct xlink *)(p->sites + s->sites);
 	p->pointers = (struct xpointers *)(p->links + s->links);
 	p->ranges = (struct seed *)(p->pointers + s->pointers);
-	p->places = (uint16_t *)(p->ranges + s->ranges);
+	p->places = (uint32_t *)(p->ranges + s->ranges);
 	p->guest = (uint8_t *)(p->places + s->places);
 	p->code = p->guest + length;
 	return (size_t)(p->code + s->size - (const uint8_t *)s);
@@ -176,9 +177,10 @@ static int unbase(const struct translation *tr, const struct translator_cursors 
 		    [BASE_SITES] = {&t->sites[c->sites], (t->site_count - c->sites) * sizeof(*t->sites)},
 		    [BASE_LINKS] = {&t->links[c->links], (t->link_count - c->links) * sizeof(*t->links)},
 		    [BASE_RANGES] = {&t->ranges[c->ranges], (t->range_count - c->ranges) * sizeof(*t->ranges)},
+		    [BASE_COUNT] = {warm_count(t, tr->xblock), sizeof(*t->counts)},
 		};
 
-		for (int base = 0; base <= BASE_RANGES; base++)
+		for (int base = 0; base <= BASE_COUNT; base++)
 			if (is_within(get32(place), known[base].table, known[base].size, &offset)) {
 				put32(place, (uint32_t)offset);
 				return base;
@@ -298,7 +300,7 @@ bool shared_give(const struct translation *tr, const struct translator_cursors *
 		int base = unbase(tr, c, r->at[n] >> RELOCATION_SHIFT, p.code + at, at);
 
 		known &= base >= 0;
-		p.places[n] = (uint16_t)(at | (unsigned)(base & 7) << BASE_SHIFT);
+		p.places[n] = at | (uint32_t)(base & 15) << BASE_SHIFT;
 	}
 	if (!known)
 		s->slots_hash = ~s->slots_hash; /* nobody's */
@@ -335,6 +337,7 @@ static void take_code(struct translator *t, const struct shared *s, const struct
 	    [BASE_SITES] = xabs(&t->sites[t->site_count]),
 	    [BASE_LINKS] = xabs(&t->links[t->link_count]),
 	    [BASE_RANGES] = xabs(&t->ranges[t->range_count]),
+	    [BASE_COUNT] = xabs(warm_count(t, xblock)),
 	    [BASE_CODE] = -(uint32_t)(code - t->arena.write),
 	};
 
@@ -385,6 +388,7 @@ static void take_tables(struct translator *t, const struct shared *s, const stru
 	for (unsigned n = 0; n < s->ranges; n++)
 		range_begin(&t->ranges[t->range_count + n], p->ranges[n].first, p->ranges[n].item, p->ranges[n].write,
 		            now, block);
+	warm_begin(t, xblock);
 	t->site_count += s->sites;
 	t->link_count += s->links;
 	t->pointers_count += s->pointers;

@@ -219,7 +219,6 @@ struct xsite {
 		struct {
 			uint16_t span, first_offset;
 		};
-		uint32_t count;  /* of a count (warm.c): entries that are left */
 		uint32_t across; /* of a look at other pages (across.c): a struct xacross */
 	};
 	union {
@@ -403,6 +402,8 @@ struct translator {
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
 	bool came_back;
 	struct xblock *xblocks;
+	uint32_t
+	    *counts; /* of entries that are left (warm.c), by number of the xblock: side by side, as each is used */
 	uint32_t xblock_count;
 	struct xlink *links;
 	uint32_t link_count;

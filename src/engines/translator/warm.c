@@ -50,6 +50,16 @@ static bool within(const struct xsite *site, uint32_t now, uint64_t counted, uin
 	return site->since && now - site->since < counted * each >> XRANGE_TIME_SHIFT;
 }
 
+uint32_t *warm_count(const struct translator *t, const struct xblock *xblock)
+{
+	return &t->counts[xblock - t->xblocks];
+}
+
+void warm_begin(struct translator *t, const struct xblock *xblock)
+{
+	*warm_count(t, xblock) = COUNT_FIRST;
+}
+
 uint64_t translator_warm(struct translator *t, uint64_t unused)
 {
 	struct xsite *site = (struct xsite *)t->exit_argument;
@@ -72,9 +82,8 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 	} else if (++site->misses == 2 * COUNTS) {
 		stop_counting(t, site);
 	}
-	site->count = count_of(t, block, site);
 	site->since = now ? now : 1;
-	return 0;
+	return count_of(t, block, site);
 }
 
 /* ---- code ---- */
@@ -89,8 +98,8 @@ void emit_count_down(struct translation *tr)
 		return;
 	struct xsite *site = new_site(tr, &tr->item[0], 0, false);
 	site->block = tr->block;
-	site->count = COUNT_FIRST;
-	emit_op_abs(e, false, 0x83, 5, xabs(&site->count)); /* sub dword [], 1 */
+	warm_begin(tr->t, tr->xblock);
+	emit_op_abs(e, false, 0x83, 5, xabs(warm_count(tr->t, tr->xblock))); /* sub dword [], 1 */
 	emit_byte(e, 1);
 	struct pending *p = pend(tr, PENDING_WARM, emit_jump_if(e, CC_E));
 	p->site = site;
@@ -105,5 +114,6 @@ void emit_pending_warm(struct translation *tr, const struct pending *p)
 
 	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->warm);
+	emit_store32(e, S1, xabs(warm_count(tr->t, tr->xblock)));
 	emit_jump_to(e, p->resume);
 }
