@@ -178,7 +178,7 @@ static bool calculate(const struct translation *tr, struct values *v, const stru
 {
 	const ZydisDecodedOperand *o = item->operand;
 	const unsigned bits = o[0].size;
-	const uint64_t mask = bits == 64 ? ~0ull : (1ull << bits) - 1, sign = 1ull << (bits - 1);
+	const uint64_t mask = bits == 64 ? UINT64_MAX : UINT32_MAX, sign = mask ^ mask >> 1; /* others: below */
 	uint64_t a, b, r, overflow = 0;
 	bool carry = false;
 
