@@ -63,10 +63,18 @@ static void empty_windows(struct translator *t)
 	t->emptied = true;
 }
 
+static void void_places(struct translator *t)
+{
+	places_void(t, false);
+	places_void(t, true);
+}
+
 /* All, or all that are not global. */
 static void empty_tlb(struct translator *t, unsigned first_write, bool keep_global)
 {
 	empty_windows(t);
+	for (unsigned write = first_write; write < 2; write++)
+		places_void(t, write);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = first_write; write < 2; write++)
 			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
@@ -93,6 +101,7 @@ void caches_empty_tlb(struct translator *t)
 void caches_follow_aliases(struct translator *t)
 {
 	empty_windows(t);
+	void_places(t);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
 		for (unsigned write = 0; write < 2; write++)
 			FOR_WORDS(word, t->tlb_some[view][write], XTLB_ENTRIES / 64)
@@ -229,6 +238,10 @@ static void drop_page(struct translator *t, uint64_t linear)
 	unsigned own = linear >> 12 & (XTLB_ENTRIES - 1);
 
 	empty_windows(t);
+	if (t->large_regions & mmu_region_bit(linear))
+		void_places(t);
+	else
+		places_void_page(t, linear);
 	for (unsigned view = 0; view < XVIEWS; view++)
 		drop_code(t, view, linear);
 	for (unsigned view = 0; view < MMU_VIEWS; view++)
@@ -351,6 +364,7 @@ static void put_aside(struct translator *t, struct xspace *space)
 	unsigned loads = space->loads + 1;
 
 	empty_windows(t);
+	void_places(t);
 	forget_space(space);
 	space->loads = loads % SPACE_LOADS;
 	space->watches = t->watches;
@@ -464,6 +478,7 @@ int caches_create(struct translator *t)
 	}
 	t->known_used = XKNOWN_HEADS;
 	t->epoch = t->vcpu->mmu.epoch;
+	places_begin(t);
 	memset(t->tlb_valid, 0xff, sizeof(t->tlb_valid));
 	memset(t->jump_used, 0xff, sizeof(t->jump_used));
 	memset(t->page_used, 0xff, sizeof(t->page_used));

@@ -572,6 +572,9 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 	case PENDING_RANGE:
 		emit_access_miss(tr, &p);
 		break;
+	case PENDING_PLACE:
+		emit_place_miss(tr, &p);
+		break;
 	case PENDING_RANGE_GROUP:
 		emit_group_miss(tr, &p);
 		break;

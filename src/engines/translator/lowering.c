@@ -428,6 +428,8 @@ struct host_memory lower_operand(struct translation *tr, const struct item *item
 		if ((address & 0xfff) + size <= MEMORY_PAGE_SIZE)
 			return lower_constant(tr, item, address, size, write);
 	}
+	if (place_possible(tr, item, o, size))
+		return lower_place(tr, item, place_address(tr, item, o), size, write);
 	if (is_cheap(tr, item, o))
 		return lower_cheap(tr, item, o, size, write);
 	lower_memory(tr, item, o, size, write);

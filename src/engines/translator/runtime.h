@@ -166,6 +166,12 @@ void range_emit_move(struct emitter *e,
 /* Trampolines: behind the one above, and those for what is not in the TLB either. */
 void range_emit_misses(struct emitter *e, struct translator *t);
 
+/* place.c: all places for writes or not are void, or those where a page was. */
+void places_void(struct translator *t, bool write);
+void places_void_page(struct translator *t, uint64_t linear);
+void places_begin(struct translator *t);
+void place_emit_misses(struct emitter *e, struct translator *t); /* trampolines */
+
 /* warm.c: a count ended, that of site exit_argument. What it goes on with. */
 uint64_t translator_warm(struct translator *t, uint64_t unused);
 /* A translation's count of the entries that are left; and it begins. */

@@ -628,6 +628,7 @@ bool translator_emit_trampolines(struct translator *t)
 		emit_window(&e, t, view);
 	emit_range(&e, t);
 	range_emit_misses(&e, t);
+	place_emit_misses(&e, t);
 	emit_warm(&e, t);
 	emit_across(&e, t);
 	emit_call_out(&e, t);

@@ -7,6 +7,7 @@
  *	merge.c      which accesses share a check
  *	stream.c     accesses of loops that walk through memory
  *	range.c      accesses of hot loops
+ *	place.c      accesses of floating code at a distance
  *	warm.c       which blocks are hot, and translated again
  *	calls.c      translations that go on behind CALLs and RETs
  *	control.c    exits, links, a block's entries, code out of line
@@ -128,6 +129,7 @@ struct pending {
 		PENDING_GROUP,
 		PENDING_WINDOW,
 		PENDING_CONSTANT,
+		PENDING_PLACE,
 		PENDING_CALL_OUT,
 		PENDING_SENSITIVE,
 		PENDING_STREAM,
@@ -250,6 +252,13 @@ struct translation {
 	const struct cpu_model *decoders_for;
 	struct found found[1u << FOUND_BITS]; /* key 0: none; good for decoders_for */
 };
+
+/* place.c. Can an operand be found at a place? Its address, to which code_page is to be added; the access to it. */
+bool place_possible(const struct translation *tr, const struct item *item, const ZydisDecodedOperand *o, unsigned size);
+uint64_t place_address(const struct translation *tr, const struct item *item, const ZydisDecodedOperand *o);
+struct host_memory lower_place(struct translation *tr, const struct item *item, uint64_t address, unsigned size,
+                               bool write);
+void emit_place_miss(struct translation *tr, const struct pending *p);
 
 /* analyze.c */
 bool first_pass(struct translation *tr);

@@ -219,6 +219,7 @@ struct xsite {
 		struct {
 			uint16_t span, first_offset;
 		};
+		uint32_t place;  /* of an access at a place: its number */
 		uint32_t across; /* of a look at other pages (across.c): a struct xacross */
 	};
 	union {
@@ -312,14 +313,23 @@ static inline uint32_t xrange_time(uint64_t ticks)
 	return (uint32_t)(ticks >> XRANGE_TIME_SHIFT);
 }
 
+/* Where a page of data was that floating code goes to: see place.c. */
+struct xplace {
+	uint64_t page, host;   /* linear, and in the host */
+	uint64_t listed, next; /* of those that were filled */
+};
+#define XPLACES 1024u
+
 struct translator {
 	struct xwindow window[MMU_VIEWS];
 	struct xstream stream[XSTREAMS];
 	struct xrange *ranges;
 	struct xrange *ranges_filled; /* not void */
 	uint64_t range_linear, range_saved;
+	struct xplace *places_filled[2];   /* and listed, though some may be void again; for reads, and for writes */
 	uint64_t delta_slot[XDELTA_SLOTS]; /* differences of the groups of the block that runs */
 	struct xtlb_entry tlb[MMU_VIEWS][XTLB_ENTRIES];
+	struct xplace place[2][XPLACES]; /* for reads, and for writes */
 	struct xjump jump[XVIEWS][XJUMP_SIZE] __attribute__((aligned(64)));
 	uint64_t page_key[XVIEWS][XPAGE_SIZE]; /* linear to physical page of code: see xpage_key() */
 	/* For 32-bit code: the last offset that FS and GS reach, or -1 where they are not plain writable data. */
@@ -397,6 +407,7 @@ struct translator {
 	uint8_t *exit_indirect[XVIEWS], *exit_indirect_floating;
 	/* The same by view and whether it is written. */
 	uint8_t *slow_xored[MMU_VIEWS][2], *probe_xored[MMU_VIEWS][2], *window_move[MMU_VIEWS];
+	uint8_t *place_miss[2]; /* for writes or not */
 	uint8_t *range_miss[MMU_VIEWS][2], *range_group_miss[MMU_VIEWS][2];
 	struct insn called[CALL_OUT_MAX + 1]; /* an instruction called out: its slots and the one that comes back */
 	struct block no_block;                /* whose links lead nowhere: for slots that would go on by themselves */
