@@ -4,8 +4,9 @@
  * A block that is translated for the first time counts down with each entry. When the count ends and that did not take too
  * long, the block is warm: it is translated once more, and goes on in its neighbours and in what it calls, which have been
  * run often enough by then for their branches to be known. If it took very little time it is hot, whatever its first
- * entries looked like (translator_heat): its accesses get ranges, too. A loop that is warm counts on, as it may become hot;
- * what takes long counts again, a few times, then with more entries: so much is not lost to the host's other work.
+ * entries looked like (translator_heat): its accesses get ranges, too. What takes long counts again, a few times: so much is
+ * not lost to the host's other work. A loop that is warm counts on, with more entries, as it may become hot. Counting is not
+ * for nothing: what is entered now and then has its count in no cache.
  */
 #include "engines/translator/translation.h"
 
@@ -16,8 +17,8 @@
 #define COUNT_ENTRIES 4096u
 #define COUNT_QUICK   250u   /* ticks of the TSC for an entry: hot */
 #define COUNT_WARM    30000u /* and warm: a translation costs what some thousand entries gain */
-#define COUNTS        3u     /* in vain, before more are counted, and as many before it is given up */
-#define COUNT_LONGER  16u    /* times as many then */
+#define COUNTS        3u     /* in vain, before it is given up */
+#define COUNT_LONGER  16u    /* times as many entries of what is warm */
 #define COUNT_LENGTH  14     /* bytes of code */
 
 /* ---- at run time ---- */
@@ -37,11 +38,11 @@ static void stop_counting(struct translator *t, const struct xsite *site)
 }
 
 /* The entries that are counted. */
-static uint32_t count_of(const struct translator *t, const struct block *block, const struct xsite *site)
+static uint32_t count_of(const struct translator *t, const struct block *block)
 {
 	if (in_tests(t))
 		return COUNT_FIRST;
-	return COUNT_ENTRIES * (block->joined || site->misses >= COUNTS ? COUNT_LONGER : 1);
+	return COUNT_ENTRIES * (block->joined ? COUNT_LONGER : 1);
 }
 
 /* Did the count end within `each` ticks for an entry? */
@@ -64,7 +65,7 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 {
 	struct xsite *site = (struct xsite *)t->exit_argument;
 	struct block *block = site->block;
-	uint32_t now = xrange_time(__rdtsc()), counted = count_of(t, block, site);
+	uint32_t now = xrange_time(__rdtsc()), counted = count_of(t, block);
 	/* In tests some are warm first. */
 	bool quick = in_tests(t) ? block->joined || (block->physical & 16) : within(site, now, counted, COUNT_QUICK);
 
@@ -79,11 +80,11 @@ uint64_t translator_warm(struct translator *t, uint64_t unused)
 			block->scattered = 0;
 		}
 		runtime_translate_again(t, block);
-	} else if (++site->misses == 2 * COUNTS) {
+	} else if (++site->misses > COUNTS) { /* the first is COUNT_FIRST */
 		stop_counting(t, site);
 	}
 	site->since = now ? now : 1;
-	return count_of(t, block, site);
+	return count_of(t, block);
 }
 
 /* ---- code ---- */
