@@ -45,6 +45,17 @@ wrong:	dq	0
 section .text
 
 guest_main:
+	; Returns to addresses that are not canonical, 1 << 63 among them, with nothing on a stack of returns.
+	mov	ecx, 40
+.far:	mov	rax, cr3
+	mov	cr3, rax
+	mov	eax, 1
+	shl	rax, 63
+	push	rax
+	FAULT	EXC_GP, 0, ret
+	pop	rax
+	dec	ecx
+	jnz	.far
 	GATE	14, page_fault, 0x8e, SEL_CODE, 2
 	SET_CR	cr0, CR0_WP
 	mov	rdi, pd + (0x40000000 >> 21) * 8

@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 
 #include "engines/translator/runtime.h"
 
@@ -38,7 +39,7 @@ static uint8_t *stack_of(const struct translator *t, unsigned view)
 	return t->returns + (size_t)view * EACH;
 }
 
-/* Of a view without entries. Not canonical, as RET's second look finds it, too. */
+/* Of a view without entries: an address that no guest can know (a RET there would be the host's), nor canonical. */
 static uint64_t *top_of(const struct translator *t, unsigned view)
 {
 	return (uint64_t *)(stack_of(t, view) + EACH - FILLER);
@@ -46,6 +47,10 @@ static uint64_t *top_of(const struct translator *t, unsigned view)
 
 int returns_create(struct translator *t)
 {
+	uint64_t secret;
+
+	if (getrandom(&secret, sizeof(secret), 0) != sizeof(secret))
+		return -1;
 	t->returns = mmap(NULL, (size_t)EACH * MMU_VIEWS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	if (t->returns == MAP_FAILED) {
 		t->returns = NULL;
@@ -55,7 +60,7 @@ int returns_create(struct translator *t)
 		if (mprotect(stack_of(t, view), GUARD, PROT_NONE))
 			return -1;
 		for (unsigned n = 0; n < FILLER / sizeof(uint64_t); n++)
-			top_of(t, view)[n] = 1ull << 63;
+			top_of(t, view)[n] = (secret | 1ull << 63) & ~(1ull << 62);
 	}
 	returns_forget_all(t);
 	return 0;
