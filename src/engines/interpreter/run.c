@@ -426,8 +426,15 @@ static bool turn(struct vcpu *vcpu)
 	bool events = atomic_load_explicit(&vcpu->attention, memory_order_relaxed) || s->pending_debug;
 	if (unlikely(events)) {
 		if (vcpu->counters.instructions < interpreter->settled_at && !interpreter->stepping &&
-		    !s->pending_debug)
-			return step(vcpu);
+		    !s->pending_debug) {
+			uint64_t before = vcpu->counters.instructions;
+			bool leaves = step(vcpu);
+
+			/* A repeated string instruction on its way: what waits does not wait for all of it. */
+			if (vcpu->counters.instructions == before)
+				interpreter->settled_at = 0;
+			return leaves;
+		}
 		if (take_events(vcpu))
 			return true;
 		if (interpreter->refresh)
