@@ -1,6 +1,6 @@
 ; User code that is run at several addresses, with instructions that cross into another page: an addition, a conditional
-; jump and a call. The second page is exchanged at one of the addresses, written, taken away, and all of it is run in an
-; address space that was just loaded (SDM 3A 4.10, 11.6).
+; jump and a call; and with a call and a jump that lead there. The second page is exchanged at one of the addresses, written,
+; taken away, and all of it is run in an address space that was just loaded (SDM 3A 4.10, 11.6).
 %define GUEST "floating"
 %define GUEST_BITS 64
 %include "guest.inc"
@@ -10,19 +10,35 @@ STRIDE	equ 0x10000
 PHYS	equ FREE_MEMORY
 COPIES	equ 9
 ROUNDS	equ 400
-KINDS	equ 3
+KINDS	equ 4
+ONE	equ 2000			; rounds at one address
 %define ALL (PTE_P | PTE_W | PTE_U)
 ; Kind k is at pages 3k and 3k + 1 of each copy; so it is in physical memory, and at 3k + 2 another second page.
+%define THREE (AREA + 3 * STRIDE + 0x9300)
 %define PAGE(k, n) (PHYS + ((k) * 3 + (n)) * 4096)
 
-; Copy 3's second pages become number %1 of their kinds'.
-%macro SECOND_PAGES 1
+; Copy 3's second pages become number %1 of their kinds'. %2: by INVLPG; or by CR3.
+%macro SECOND_PAGES 2
 %assign k 0
 %rep KINDS
 	mov	qword [w_pt + 3 * 128 + k * 24 + 8], PAGE(k, %1) + ALL
+%if %2
 	invlpg	[AREA + 3 * STRIDE + (k * 3 + 1) * 4096]
+%endif
 %assign k k + 1
 %endrep
+%if !%2
+	mov	rax, cr3
+	mov	cr3, rax
+%endif
+%endmacro
+
+; Copy 3 is called again and again, and returns %1 each time.
+%macro RUN_THREE 1
+	mov	qword [sums], 0
+	USER	THREE
+	CAUGHT	EXC_UD, 0, THREE + user_three.end - user_three
+	CHECK	[sums], ONE * (%1)
 %endmacro
 
 section .bss
@@ -61,6 +77,21 @@ guest_main:
 	mov	dword [PAGE(2, n) + 0x80], 0xc364418d + ((n - 1) << 16)
 %assign n n + 1
 %endrep
+	; call to 80h of the second page: lea eax, [rcx + 100 (101)]; ret; add eax, 7; jmp to 40h: lea eax, [rax + 2 (3)]; ret
+	mov	dword [PAGE(3, 0) + 0x200], 0x000e7be8
+	mov	dword [PAGE(3, 0) + 0x204], 0x07c08300
+	mov	dword [PAGE(3, 0) + 0x208], 0x000e33e9
+	mov	byte [PAGE(3, 0) + 0x20c], 0
+%assign n 1
+%rep 2
+	mov	dword [PAGE(3, n) + 0x80], 0xc364418d + ((n - 1) << 16)
+	mov	dword [PAGE(3, n) + 0x40], 0xc302408d + ((n - 1) << 16)
+%assign n n + 1
+%endrep
+	mov	rsi, user_three
+	mov	rdi, PAGE(3, 0) + 0x300
+	mov	ecx, user_three.end + 2 - user_three
+	rep	movsb
 	xor	ecx, ecx
 .map:	mov	edx, ecx
 	shl	edx, 7					; 16 pages
@@ -81,7 +112,18 @@ guest_main:
 	mov	r13d, -1
 	call	compare
 	; Copy 3 has other second pages.
-	SECOND_PAGES 2
+	mov	r14d, 8					; so often that it is not made for what is there
+.three:	RUN_THREE 112
+	SECOND_PAGES 2, 1
+	RUN_THREE 114
+	SECOND_PAGES 1, 0
+	RUN_THREE 112
+	SECOND_PAGES 2, 0
+	RUN_THREE 114
+	SECOND_PAGES 1, 1
+	dec	r14d
+	jnz	.three
+	SECOND_PAGES 2, 1
 	call	run
 	mov	r13d, 3
 	call	compare
@@ -109,7 +151,14 @@ guest_main:
 	sub	dword [imm], 0x10000
 	call	run
 	call	compare
-	SECOND_PAGES 1
+	RUN_THREE 114
+	inc	byte [PAGE(3, 2) + 0x82]
+	RUN_THREE 115
+	inc	byte [PAGE(3, 2) + 0x42]
+	RUN_THREE 116
+	dec	byte [PAGE(3, 2) + 0x82]
+	dec	byte [PAGE(3, 2) + 0x42]
+	SECOND_PAGES 1, 1
 	dec	r12d
 	jnz	.again
 	ret
@@ -153,6 +202,13 @@ compare:
 	imul	rax, rax, ROUNDS
 	mov	rsi, [sums + rdx * 8 + 16]
 	CHECK	rsi, rax
+	lea	eax, [rcx + 109]
+	lea	ebx, [rcx + 111]
+	cmp	ecx, r13d
+	cmove	eax, ebx
+	imul	rax, rax, ROUNDS
+	mov	rsi, [sums + rdx * 8 + 24]
+	CHECK	rsi, rax
 	inc	ecx
 	cmp	ecx, COPIES
 	jb	.copy
@@ -183,9 +239,23 @@ user_all:
 	lea	rbx, [AREA + rdi + 0x6ffc]
 	call	rbx
 	add	[sums + rdx * 8 + 16], rax
+	lea	rbx, [AREA + rdi + 0x9200]
+	call	rbx
+	add	[sums + rdx * 8 + 24], rax
 	inc	ecx
 	cmp	ecx, COPIES
 	jb	.copy
+	dec	ebp
+	jnz	.round
+.end:	ud2
+
+; Copied to where pages are small, as all are that code is run in then.
+user_three:
+	mov	ebp, ONE
+	mov	ecx, 3
+	mov	rbx, AREA + 3 * STRIDE + 0x9200
+.round:	call	rbx
+	add	[sums], rax
 	dec	ebp
 	jnz	.round
 .end:	ud2

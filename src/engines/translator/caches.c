@@ -153,6 +153,8 @@ static void empty_view(struct translator *t, unsigned view)
 		t->page_used[view][word] = 0;
 	}
 	returns_forget(t, view % MMU_VIEWS == MMU_USER);
+	if (view == MMU_USER)
+		apart_forget(t);
 	memset(t->jump_some[view], 0, sizeof(t->jump_some[view]));
 	memset(t->page_some[view], 0, sizeof(t->page_some[view]));
 	t->code_half[view][0] = t->code_half[view][1] = t->code_large[view] = false;
@@ -216,6 +218,10 @@ static void drop_code(struct translator *t, unsigned view, uint64_t linear)
 	if (!t->code_half[view][linear >> 63] || (!large && !(t->page_used[view][own / 64] >> own % 64 & 1)))
 		return;
 	returns_forget(t, view % MMU_VIEWS == MMU_USER);
+	if (view == MMU_USER && large)
+		apart_forget(t);
+	else if (view == MMU_USER)
+		apart_forget_page(t, linear);
 	FOR_WORDS(word, t->jump_some[view], XJUMP_SIZE / 64)
 	FOR_BITS(n, word, t->jump_used[view][word])
 	if (!((t->jump[view][n].rip ^ linear) >> (large ? 30 : 12)))

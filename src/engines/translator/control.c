@@ -26,6 +26,9 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 	    .vector = tr->vector,
 	    .x87 = tr->x87,
 	    .view = (uint8_t)tr->view,
+	    .from = APART_NONE,
+	    .patience = APART_PATIENCE,
+	    .wait = APART_PATIENCE,
 	};
 	flags_wanted(tr, target, &link->settle);
 	return link;
@@ -127,8 +130,7 @@ static void come_behind(struct translation *tr)
 	tr->shadow = shadow;
 }
 
-/* Where the way leads through C, the host's CALL is done by hand. Uses S2. */
-static void emit_paired(struct translation *tr, const struct pending *p)
+void emit_paired(struct translation *tr, const struct pending *p)
 {
 	if (!p->pair)
 		return;
@@ -148,14 +150,12 @@ void leave_for_caller(struct translation *tr)
 	leave_return(tr, next);
 }
 
-/* A direct transfer where no link leads, flags kept. */
-static void exit_apart(struct translation *tr, uint64_t target)
+void exit_apart(struct translation *tr, uint64_t target)
 {
 	const struct item *last = last_of_part(tr);
 	bool pushed = last->kind == KIND_CALL;
 
 	tr->in_register = false;
-	emit_code_address(tr, S1, target);
 	/* Where the page is the last one of its half, the interpreter's next slot says what is wrong. */
 	if (!ends_block(last) && !last->slots)
 		tr->failed = tr->rooted = true;
@@ -178,14 +178,18 @@ void exit_direct(struct translation *tr, uint64_t from, uint64_t target)
 	if (clobbers)
 		flags_keep(tr, wanted);
 	leave_for_caller(tr);
-	if (alone) {
+	if (alone && (!tr->floating || in_page(tr, target))) {
+		emit_code_address(tr, S1, target);
 		exit_apart(tr, target);
 		return;
 	}
-	struct xlink *link = new_link(tr, target, tr->in_register && !clobbers);
-	if (!same_page)
+	struct xlink *link =
+	    alone ? emit_apart(tr, target, backward) : new_link(tr, target, tr->in_register && !clobbers);
+	if (!same_page && !alone)
 		emit_key_check(tr, link);
-	if (quietly) {
+	if (alone) {
+		tr->in_register = false;
+	} else if (quietly) {
 		emit_move(e, S1, RCX);
 		emit_load32(e, RCX, xabs(&t->vcpu->attention));
 		emit_byte(e, 0xe3); /* jrcxz over the jump */
@@ -541,6 +545,8 @@ static const uint8_t *link_stub(struct translation *tr, unsigned n)
 		stub = e->at;
 		if (p->shadow) /* flags are kept: a MOV */
 			emit_store_imm8(e, xabs(&tr->t->vcpu->state.interrupt_shadow), SHADOW_STI);
+		if (p->link->apart)
+			emit_apart_back(tr, p->link);
 		emit_paired(tr, p);
 		emit_push_address(e, xabs(p->link));
 		emit_jump_to(e, p->save ? tr->t->exit_link_flags : tr->t->exit_link);
@@ -601,6 +607,9 @@ void emit_pending(struct translation *tr, unsigned n, struct xblock *xblock)
 		break;
 	case PENDING_ACROSS:
 		emit_pending_across(tr, &p);
+		break;
+	case PENDING_APART:
+		emit_pending_apart(tr, &p);
 		break;
 	case PENDING_STUB:
 	case PENDING_LINK:

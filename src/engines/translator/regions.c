@@ -128,6 +128,7 @@ struct xblock *regions_new_block(struct translator *t)
 void regions_flush(struct translator *t)
 {
 	ranges_void(t); /* before they are given back */
+	apart_forget(t);
 	bool used = t->region_now > 0 || t->arena.used - t->region[0].code > GIVE_BACK_FROM;
 
 	for (unsigned n = 0; n < t->regions; n++) {
@@ -164,6 +165,7 @@ void regions_advance(struct translator *t)
 	region->blocks = NULL;
 	caches_forget_spaces(t);
 	ranges_void(t);
+	apart_forget(t);
 	region->sites_used = region->links_used = 0;
 	t->counters.advances++;
 	begin(t, next);

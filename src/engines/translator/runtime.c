@@ -64,6 +64,7 @@ void runtime_undo_link(struct translator *t, struct xlink *link)
 	*at = link->next;
 	link->next = NULL;
 	link->target = NULL;
+	apart_undo(link);
 	set_displacement(t, link->place, link->stub);
 }
 
@@ -82,6 +83,7 @@ static void unlink_block(struct translator *t, struct xblock *xblock)
 		next = link->next;
 		link->next = NULL;
 		link->target = NULL;
+		apart_undo(link);
 		set_displacement(t, link->place, link->stub);
 	}
 	xblock->incoming = NULL;
@@ -681,9 +683,10 @@ void translator_to_link(PARAMETERS)
 {
 	struct translator *t = translator_of(vcpu);
 	struct xlink *link = (struct xlink *)insn;
-	uint64_t flushes = t->flushes, rip = link->rip + (link->floating ? t->code_page : 0);
+	uint64_t flushes = t->flushes, page = t->code_page, rip = link->rip + (link->floating ? page : 0);
 
 	t->counters.leave_link++;
+	link->wait = link->patience;
 	flags_store(vcpu, flags);
 	vcpu->executing = NULL;
 	vcpu->state.rip = rip;
@@ -711,6 +714,8 @@ void translator_to_link(PARAMETERS)
 			t->patched = true;
 		}
 		note_code(t, xblock, rip);
+		if (link->apart)
+			apart_made(t, link, page);
 	}
 	return go_on(ARGUMENTS, block);
 }

@@ -80,6 +80,21 @@ void crossing_written(struct translator *t, uint64_t page, void (*unlink)(struct
 /* As caches_enter_code() for the page where it goes on. */
 void crossing_note_code(struct translator *t, const struct xblock *xblock, uint64_t rip);
 
+/*
+ * apart.c: the link is good where code_page is `page`, while addresses mean what they mean. apart_undo(): this one is not
+ * any more; apart_forget(): those that lead to the linear page, or all are not. (But they stay linked.)
+ */
+void apart_made(struct translator *t, struct xlink *link, uint64_t page);
+void apart_forget_page(struct translator *t, uint64_t linear);
+void apart_forget(struct translator *t);
+#define APART_NONE     1u
+#define APART_PATIENCE 8u
+
+static inline void apart_undo(struct xlink *link)
+{
+	link->from = APART_NONE;
+}
+
 /* across.c: translations with parts in other pages. 0, or -1. */
 int across_create(struct translator *t);
 void across_destroy(struct translator *t);

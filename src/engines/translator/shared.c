@@ -529,7 +529,8 @@ static bool same_tables(const struct translator *t, const struct translator_curs
 
 		if (a->place != b->place || a->stub != b->stub || a->key != b->key || a->own != b->own ||
 		    a->floating != b->floating || a->rip != b->rip || a->entry_a != b->entry_a ||
-		    a->vector != b->vector || a->x87 != b->x87 || a->view != b->view || a->settle != b->settle)
+		    a->vector != b->vector || a->x87 != b->x87 || a->view != b->view || a->settle != b->settle ||
+		    a->apart != b->apart)
 			return false;
 	}
 	return true;

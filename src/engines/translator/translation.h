@@ -12,6 +12,7 @@
  *	calls.c      translations that go on behind CALLs and RETs
  *	control.c    exits, links, a block's entries, code out of line
  *	crossing.c   instructions that cross into another page
+ *	apart.c      transfers of floating code into other pages
  *	mode32.c     what is different in 32-bit code
  *	x87.c        the x87 unit's instruction and data pointers
  *	translate_string.c, string_routines.c, string_copy.c  string instructions
@@ -140,7 +141,8 @@ struct pending {
 		PENDING_INDIRECT,
 		PENDING_RETURN,
 		PENDING_ASTRAY,
-		PENDING_ACROSS
+		PENDING_ACROSS,
+		PENDING_APART
 	} kind;
 	uint8_t *place; /* the jump to be fixed */
 	const uint8_t *resume;
@@ -158,7 +160,7 @@ struct pending {
 	uint8_t pair;                /* of PENDING_LINK, _POLL and _INDIRECT: see struct translation */
 	int caller;                  /* as in struct item, where it was jumped from */
 	struct host_memory where;    /* of PENDING_ASTRAY: the return address */
-	uint64_t target;             /* of PENDING_CONSTANT the linear address */
+	uint64_t target;             /* of PENDING_TAKEN and _APART; of PENDING_CONSTANT the linear address */
 	bool in_register, in_memory; /* where flags are */
 	bool save;
 	uint8_t *more[XACROSS + XEXPECT - 1]; /* PENDING_STRING, _ACROSS: further jumps there */
@@ -375,6 +377,10 @@ void translate_xlat(struct translation *tr, const struct item *item);
 /* control.c */
 struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a);
 void exit_direct(struct translation *tr, uint64_t from, uint64_t target);
+/* Where a direct transfer leads that has no link, or none now: S1 has the address, flags are kept. */
+void exit_apart(struct translation *tr, uint64_t target);
+/* Where the way leads through C, the host's CALL is done by hand. Uses S2. */
+void emit_paired(struct translation *tr, const struct pending *p);
 struct pending *exit_indirect(struct translation *tr, const struct insn *slot, int32_t release, int32_t undo);
 /* Of what was `on`, and went elsewhere. */
 void emit_astray(struct translation *tr, const struct pending *p);
@@ -424,6 +430,15 @@ void across_begin(const struct translation *tr, struct xblock *xblock);
 void emit_pending_across(struct translation *tr, const struct pending *p);
 /* control.c: what a known caller would have left for its RET, before the translation is left (struct translation's `pair`). */
 void leave_for_caller(struct translation *tr);
+
+/*
+ * apart.c: a direct transfer from floating code to `target` in another page, flags kept. S1 is destroyed, and code_page
+ * set; what is emitted next leads to the link's target.
+ */
+struct xlink *emit_apart(struct translation *tr, uint64_t target, bool poll);
+void emit_pending_apart(struct translation *tr, const struct pending *p);
+/* Before a stub of the link is left by: code_page as it was. */
+void emit_apart_back(struct translation *tr, const struct xlink *link);
 
 /* crossing.c */
 void emit_crossing_check(struct translation *tr);

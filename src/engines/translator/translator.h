@@ -26,7 +26,8 @@
  * Position. A translation is for one linear address, and has it in its code. User code that is run at several (shared
  * libraries, which lie elsewhere in each process) is translated once more, floating: it knows its offsets in the page,
  * and `code_page` says where the page is. In its page it is linked to floating code alone; what enters it from elsewhere
- * sets code_page; and it leaves its page as indirect transfers do. So do instructions there that cannot float.
+ * sets code_page; and it leaves its page as indirect transfers do, or by links for one code_page (apart.c). Instructions there
+ * that cannot float leave as indirect transfers do.
  *
  * Everything is per vCPU, and used on its thread, but for the depot (depot.h): there each leaves copies of what it has
  * translated, and takes those of others, whose addresses it makes its own (shared.c). What code has of the translator's
@@ -173,6 +174,12 @@ struct xlink {
 	bool x87;       /* the x87 unit's are there */
 	uint8_t view;
 	uint8_t settle; /* instructions from the target on until flags that are dead there have values again */
+	/* Of floating code into another page (apart.c): the code_page that it is made for, or APART_NONE. */
+	bool apart;
+	uint64_t from;
+	struct xlink *next_apart; /* of t->apart, where it is one of these */
+	bool listed;
+	uint32_t patience, wait; /* how many times it is not taken before it is made again; those that are left */
 };
 
 /* FIP, FDP and FOP where translated code has not stored them yet (x87.c). */
@@ -384,6 +391,7 @@ struct translator {
 	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
 	struct xblock *crossing[XCROSS_HASH];   /* by the second page of those that have one */
 	struct xacross_page *across[XCROSS_HASH];
+	struct xlink *apart;                       /* that were made since they were all undone */
 	struct xacross *across_room, *across_free; /* XACROSS_MAX of them; the free ones, */
 	unsigned across_used;                      /* and those that were never used */
 	/* Physical pages whose code shall float (a hash: a wrong one costs a little speed). */
