@@ -44,6 +44,10 @@ struct xacross *across_new(struct translator *t)
 		t->across_free = across->next;
 	else if (t->across_used < XACROSS_MAX)
 		across = &t->across_room[t->across_used++];
+	if (across) { /* it may still be among those that are known for an address */
+		across->from = APART_NONE;
+		across->wait = across->patience = APART_PATIENCE;
+	}
 	return across;
 }
 
@@ -153,15 +157,18 @@ void across_strayed(struct translator *t, struct block *block)
 uint64_t translator_across(struct translator *t, uint64_t unused)
 {
 	struct xsite *site = (struct xsite *)t->exit_argument;
-	const struct xacross *across = (const struct xacross *)(uintptr_t)site->across;
+	struct xacross *across = (struct xacross *)(uintptr_t)site->across;
 	struct block *block = across->xblock->block;
-	bool known = true, same = true;
+	bool known = !site->floating, same = true;
 
 	(void)unused;
 	for (unsigned n = 0; n < across->count; n++) {
 		known &= across_known(t, across->xblock, &across->page[n]);
 		same &= across_look(t, across->xblock, &across->page[n]);
 	}
+	across->wait = across->patience;
+	if (site->floating && same)
+		apart_known(t, across, t->code_page);
 	/* If it was not the pages it is a register: where that leads differs. */
 	if ((known || !same) && ++site->misses == MISSES) {
 		if (known)

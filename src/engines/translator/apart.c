@@ -18,6 +18,11 @@
 
 /* ---- at run time ---- */
 
+static uint32_t more_patient(uint32_t patience)
+{
+	return patience < PATIENCE_MAX ? 2 * patience : PATIENCE_MAX;
+}
+
 void apart_made(struct translator *t, struct xlink *link, uint64_t page)
 {
 	if (!link->listed) {
@@ -26,11 +31,28 @@ void apart_made(struct translator *t, struct xlink *link, uint64_t page)
 		link->listed = true;
 	}
 	link->from = page;
-	link->wait = link->patience = link->patience < PATIENCE_MAX ? 2 * link->patience : PATIENCE_MAX;
+	link->wait = link->patience = more_patient(link->patience);
+}
+
+void apart_known(struct translator *t, struct xacross *across, uint64_t page)
+{
+	if (!across->listed) {
+		across->next_apart = t->across_apart;
+		t->across_apart = across;
+		across->listed = true;
+	}
+	across->from = page;
+	across->wait = across->patience = more_patient(across->patience);
 }
 
 void apart_forget_page(struct translator *t, uint64_t linear)
 {
+	for (struct xacross *across = t->across_apart; across; across = across->next_apart)
+		for (unsigned n = 0; n < across->count; n++)
+			if (((across->from + (uint64_t)across->page[n].distance) ^ linear) >> MEMORY_PAGE_SHIFT == 0) {
+				across->from = APART_NONE;
+				break;
+			}
 	for (struct xlink *link = t->apart; link; link = link->next_apart)
 		if (((link->from + link->rip) ^ linear) >> MEMORY_PAGE_SHIFT == 0)
 			apart_undo(link);
@@ -45,6 +67,13 @@ void apart_forget(struct translator *t)
 		apart_undo(link);
 	}
 	t->apart = NULL;
+	for (struct xacross *across = t->across_apart, *next; across; across = next) {
+		next = across->next_apart;
+		across->next_apart = NULL;
+		across->listed = false;
+		across->from = APART_NONE;
+	}
+	t->across_apart = NULL;
 }
 
 /* ---- code ---- */

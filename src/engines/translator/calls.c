@@ -660,7 +660,14 @@ void emit_across_check(struct translation *tr)
 		return;
 	flags_keep(tr, tr->item[0].live_before);
 	tr->in_register = false;
-	unsigned count = emit_compare_all(tr, other);
+	unsigned count = 1;
+	if (tr->floating) { /* it is known for one address */
+		emit_load(&tr->e, S1, xabs(&tr->t->code_page));
+		emit_op_abs(&tr->e, true, 0x3b, S1, xabs(&tr->across_room->from)); /* cmp */
+		other[0] = emit_jump_if(&tr->e, CC_NE);
+	} else {
+		count = emit_compare_all(tr, other);
+	}
 	struct pending *p = pend(tr, PENDING_ACROSS, other[0]);
 	memcpy(p->more, other + 1, (count - 1) * sizeof(other[0]));
 	p->resume = tr->e.at;
@@ -674,11 +681,24 @@ void emit_pending_across(struct translation *tr, const struct pending *p)
 	struct emitter *e = &tr->e;
 	uint8_t *other[XACROSS + XEXPECT];
 
-	for (unsigned n = 0; n + 1 < tr->across_count + tr->expect_count; n++)
-		emit_fix(e, p->more[n]);
+	unsigned count;
+
+	if (tr->floating) {
+		emit_op_abs(e, false, 0x83, 5, xabs(&tr->across_room->wait)); /* sub dword [], 1 */
+		emit_byte(e, 1);
+		uint8_t *again = emit_jump_if(e, CC_E);
+		count = emit_compare_all(tr, other);
+		emit_jump_to(e, p->resume);
+		for (unsigned n = 0; n < count; n++)
+			emit_fix(e, other[n]);
+		emit_fix(e, again);
+	} else {
+		for (unsigned n = 0; n + 1 < tr->across_count + tr->expect_count; n++)
+			emit_fix(e, p->more[n]);
+	}
 	emit_store_address(e, xabs(&tr->t->exit_argument), xabs(p->site));
 	emit_call_to(e, tr->t->across_look);
-	unsigned count = emit_compare_all(tr, other);
+	count = emit_compare_all(tr, other);
 	emit_jump_to(e, p->resume);
 	for (unsigned n = 0; n < count; n++)
 		emit_fix(e, other[n]);

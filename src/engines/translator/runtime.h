@@ -85,6 +85,8 @@ void crossing_note_code(struct translator *t, const struct xblock *xblock, uint6
  * any more; apart_forget(): those that lead to the linear page, or all are not. (But they stay linked.)
  */
 void apart_made(struct translator *t, struct xlink *link, uint64_t page);
+/* The same of the pages of a translation. */
+void apart_known(struct translator *t, struct xacross *across, uint64_t page);
 void apart_forget_page(struct translator *t, uint64_t linear);
 void apart_forget(struct translator *t);
 #define APART_NONE     1u

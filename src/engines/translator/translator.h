@@ -147,6 +147,11 @@ struct xacross {
 	struct xacross *next;                 /* of those that are free */
 	struct block *more[XPARTS_CALLS - 1]; /* as in struct xblock */
 	int32_t more_base[XPARTS_CALLS - 1];
+	/* Floating: the code_page for which the pages are known to be what they were; and so on, as in struct xlink. */
+	uint64_t from;
+	struct xacross *next_apart;
+	bool listed;
+	uint32_t patience, wait;
 	unsigned count;
 	struct xacross_page {
 		int64_t distance; /* linear, from the page that it begins in */
@@ -391,7 +396,8 @@ struct translator {
 	struct xblock *page_blocks[XPAGE_HASH]; /* by physical page */
 	struct xblock *crossing[XCROSS_HASH];   /* by the second page of those that have one */
 	struct xacross_page *across[XCROSS_HASH];
-	struct xlink *apart;                       /* that were made since they were all undone */
+	struct xlink *apart; /* that were made since they were all undone */
+	struct xacross *across_apart;
 	struct xacross *across_room, *across_free; /* XACROSS_MAX of them; the free ones, */
 	unsigned across_used;                      /* and those that were never used */
 	/* Physical pages whose code shall float (a hash: a wrong one costs a little speed). */
