@@ -14,6 +14,7 @@ struct xlink *new_link(struct translation *tr, uint64_t target, bool entry_a)
 
 	if (t->link_count == t->region[t->region_now].links_end) {
 		tr->failed = tr->exhausted = true;
+		tr->spare_link = (struct xlink){.rip = target};
 		return &tr->spare_link;
 	}
 	struct xlink *link = &t->links[t->link_count++];

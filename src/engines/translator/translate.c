@@ -657,7 +657,7 @@ struct xblock *translate_block(struct translator *t, struct block *block, bool *
 			block->strayed = STRAYED_MAX;
 			return translate_block(t, block, full);
 		}
-		if (tr->rooted) { /* for this address */
+		if (tr->rooted && !*full && !block->rooted) { /* for this address */
 			block->rooted = true;
 			return translate_block(t, block, full);
 		}
